@@ -1,0 +1,204 @@
+"""Reading and writing files so that a crash, a full disk or a flipped bit is never silent.
+
+Files and directories are written beside their destination, flushed, and renamed, so a path holds either the old
+content or the new. Tensors travel as safetensors with a digest of their content in the header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dream_pyg.errors import DataError, StoreError
+
+_CHUNK = 1 << 22
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path``; on success it replaces ``path``, on failure it vanishes.
+
+    Raises:
+        StoreError: If the file system refuses (disk full, no permission, not a directory).
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+    except OSError as error:
+        raise StoreError(_cannot_write(path, error)) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(_cannot_write(path, error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling directory that becomes ``path`` as a whole, or not at all.
+
+    Args:
+        path: The directory to create.
+        replace: Whether an existing directory at ``path`` may be replaced.
+
+    Raises:
+        StoreError: If ``path`` exists and may not be replaced (also when another process created it meanwhile), or
+            the file system refuses.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    except OSError as error:
+        raise StoreError(_cannot_write(path, error)) from error
+    try:
+        yield temporary
+        for child in temporary.rglob("*"):
+            if child.is_file():
+                _flush(child)
+        temporary.chmod(0o755)
+        if replace and path.exists():
+            shutil.rmtree(path)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if path.exists():
+                raise StoreError(
+                    f"{path} was created by another process meanwhile; this result was discarded. "
+                    "Run the command again to reuse what is there, or choose another path."
+                ) from error
+            raise
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(_cannot_write(path, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` to ``path`` atomically as indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StoreError: If the file is missing or is not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} does not exist.") from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is not readable JSON ({error}). Create it anew or restore it from a copy.") from error
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """Return ``path`` if it is a readable file.
+
+    Raises:
+        DataError: Naming ``what`` the file was wanted for.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "missing"
+        raise DataError(f"{what}: expected a file at {path}, but it is {kind}. Check the path.")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{what}: {path} is not readable by this user. Change its permissions.")
+    return path
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 digest of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors atomically as safetensors; the header keeps ``metadata`` and a digest of all content."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = dict(metadata or {})
+    header["sha256"] = _digest(contiguous, header)
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata=header)
+
+
+def load_tensors(path: str | Path, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Load what :func:`save_tensors` wrote, memory-mapped.
+
+    Args:
+        path: The safetensors file.
+        verify: Whether to read every byte and compare the digest.
+
+    Returns:
+        The tensors by name and the metadata.
+
+    Raises:
+        StoreError: If the file is missing, truncated, or differs from its digest.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = dict(stream.metadata() or {})
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} does not exist.") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise StoreError(f"{path} is truncated or damaged ({error}). Create it anew or restore it.") from error
+    expected = metadata.pop("sha256", None)
+    if verify and expected != _digest(tensors, metadata):
+        raise StoreError(f"{path} is damaged: its content does not match its checksum. Create it anew or restore it.")
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(path: Path, error: Exception) -> str:
+    return f"Cannot write {path}: {error}. Nothing was left behind; free some space or choose another path."

@@ -1,0 +1,29 @@
+"""Every error that a user can cause, by what has to be mended.
+
+A message says what is wrong and where, what was expected, what was found and how to cure it. The command line
+prints it as one ``Error:`` line; :class:`ConfigError` exits with 2, the others with 1.
+"""
+
+
+class DreamPygError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class DataError(DreamPygError):
+    """An input file or array is missing, unreadable or contradicts the others."""
+
+
+class ConfigError(DreamPygError):
+    """A configuration value, option or name is unknown or out of range."""
+
+
+class StoreError(DreamPygError):
+    """A graph store or run directory is damaged, incomplete, occupied or of another format version."""
+
+
+class ResumeError(DreamPygError):
+    """A run cannot be continued with what was given."""
+
+
+class TrainingError(DreamPygError):
+    """Training cannot go on: a loss is no longer finite, or nothing can be learned from the graph."""

@@ -1,0 +1,47 @@
+"""The names in a graph, each defined once: node types, edge types, attributes and splits."""
+
+from __future__ import annotations
+
+from torch_geometric.data import HeteroData
+
+EdgeType = tuple[str, str, str]
+
+USER = "user"
+ITEM = "item"
+INTERACTS: EdgeType = (USER, "interacts", ITEM)
+REV_INTERACTS: EdgeType = (ITEM, "rev_interacts", USER)
+SPLITS = ("train", "valid", "test")
+
+
+def knn_edge(node: str, modality: str) -> EdgeType:
+    """The edge type of a modality's relation graph over ``'user'`` or ``'item'`` nodes."""
+    return (node, f"{modality}_knn", node)
+
+
+def feature_name(modality: str) -> str:
+    """The attribute of ``graph['item']`` that holds a modality's features (I, F)."""
+    return f"x_{modality}"
+
+
+def mask_name(modality: str) -> str:
+    """The attribute of ``graph['item']`` that says which items have the modality (I,)."""
+    return f"has_{modality}"
+
+
+def label_name(split: str) -> str:
+    """The attribute of ``graph[INTERACTS]`` that holds a split's user-item pairs (2, E)."""
+    return f"{split}_edge_label_index"
+
+
+def feature_modalities(graph: HeteroData) -> list[str]:
+    """The modalities whose features the graph holds, in stored order."""
+    return [name.removeprefix("x_") for name in graph[ITEM].keys() if name.startswith("x_")]  # noqa: SIM118
+
+
+def knn_modalities(graph: HeteroData, node: str = ITEM) -> list[str]:
+    """The modalities whose relation graph over ``node`` the graph holds, in stored order."""
+    return [
+        relation.removesuffix("_knn")
+        for source, relation, target in graph.edge_types
+        if source == target == node and relation.endswith("_knn")
+    ]
