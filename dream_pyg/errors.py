@@ -27,3 +27,7 @@ class ResumeError(DreamPygError):
 
 class TrainingError(DreamPygError):
     """Training cannot go on: a loss is no longer finite, or nothing can be learned from the graph."""
+
+
+class Interrupted(DreamPygError):
+    """A signal asked to stop, and what was done so far is saved."""

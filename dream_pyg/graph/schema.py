@@ -28,6 +28,16 @@ def mask_name(modality: str) -> str:
     return f"has_{modality}"
 
 
+def norm_name(modality: str) -> str:
+    """The attribute of ``graph['item']`` that holds the Euclidean norm of each feature row (I,)."""
+    return f"norm_{modality}"
+
+
+def count_name(modality: str) -> str:
+    """The attribute of ``graph['user']`` that counts each user's train items with the modality (U,)."""
+    return f"count_{modality}"
+
+
 def label_name(split: str) -> str:
     """The attribute of ``graph[INTERACTS]`` that holds a split's user-item pairs (2, E)."""
     return f"{split}_edge_label_index"

@@ -1,0 +1,45 @@
+"""One paper, one file, one class; ``MODELS`` maps the name on the command line to the class."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from dream_pyg.errors import ConfigError
+from dream_pyg.models.base import Batch, DualRepresentations, Embeddings, Recommender
+from dream_pyg.models.bpr import BPR
+from dream_pyg.models.dream import DREAM
+from dream_pyg.models.lightgcn import LightGCN
+from dream_pyg.models.popularity import MostPopular
+
+__all__ = [
+    "BPR",
+    "DREAM",
+    "MODELS",
+    "Batch",
+    "DualRepresentations",
+    "Embeddings",
+    "LightGCN",
+    "MostPopular",
+    "Recommender",
+    "find_model",
+]
+
+MODELS: dict[str, type[Recommender]] = {
+    "dream": DREAM,
+    "lightgcn": LightGCN,
+    "bpr": BPR,
+    "popularity": MostPopular,
+}
+
+
+def find_model(name: str) -> type[Recommender]:
+    """The class registered as ``name``.
+
+    Raises:
+        ConfigError: If there is none; the message lists those there are.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    close = get_close_matches(name, MODELS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"Unknown model {name!r}; expected one of {', '.join(MODELS)}.{hint}")

@@ -1,0 +1,1 @@
+"""Layers and losses: message passing, filter gates, alignment."""

@@ -1,0 +1,214 @@
+"""The configuration of a run: typed, frozen, saved as TOML, unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
+
+from dream_pyg.data.files import write_text
+from dream_pyg.data.validation import explain
+from dream_pyg.errors import ConfigError
+from dream_pyg.evaluation import parse_metric
+from dream_pyg.models import find_model
+
+
+class TrainingConfig(BaseModel):
+    """How any model is trained: Adam over shuffled triplets, stopped early on a validation metric."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: PositiveInt = 1000
+    """The most passes over the train interactions."""
+    batch_size: PositiveInt = 2048
+    """Triplets per step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Step size of Adam."""
+    learning_rate_decay: PositiveFloat = 1.0
+    """Factor on the learning rate every 50 epochs, applied smoothly (0.96 in several papers; 1 leaves it constant)."""
+    metric: str = "recall@20"
+    """Validation metric that chooses the epoch."""
+    patience: PositiveInt = 20
+    """Evaluations without improvement after which training stops."""
+    evaluate_every: PositiveInt = 1
+    """Epochs from one validation to the next."""
+    checkpoint_every: PositiveInt = 1
+    """Epochs from one resumable checkpoint to the next; an interrupt always writes one."""
+    seed: NonNegativeInt = 0
+    """Seed of initialisation, shuffling and negative sampling."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the GPU if there is one."""
+    num_threads: PositiveInt | None = None
+    """CPU threads; by default as PyTorch chooses."""
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str) -> str:
+        parse_metric(metric)
+        return metric
+
+
+class RunConfig(BaseModel):
+    """Everything that determines a run: the graph, the model with its hyper-parameters, and the training.
+
+    As TOML::
+
+        graph = "graphs/baby"
+
+        [model]
+        name = "dream"
+        intra_weight = 0.01
+
+        [training]
+        seed = 0
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    graph: str
+    """Directory of the graph store."""
+    model: dict[str, Any]
+    """``name`` and the hyper-parameters of that model's ``Config``, fully resolved."""
+    training: TrainingConfig = TrainingConfig()
+
+    @field_validator("model")
+    @classmethod
+    def _resolved(cls, model: dict[str, Any]) -> dict[str, Any]:
+        name, hyperparameters = _split_name(model)
+        return {"name": name, **_as_dict(_model_config(name, hyperparameters))}
+
+    @property
+    def model_name(self) -> str:
+        """The model's registered name."""
+        return str(self.model["name"])
+
+    @property
+    def hyperparameters(self) -> Any:
+        """The model's own ``Config`` instance."""
+        return _model_config(*_split_name(self.model))
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        file: str | Path | None = None,
+        graph: str | Path | None = None,
+        model: str | None = None,
+        overrides: Iterable[str] = (),
+    ) -> Self:
+        """Merge a TOML file, named arguments and ``section.key=value`` overrides, the later the stronger.
+
+        Raises:
+            ConfigError: If a key is unknown, a value is out of range, or graph or model is missing.
+        """
+        values: dict[str, Any] = _read_toml(file) if file is not None else {}
+        if graph is not None:
+            values["graph"] = str(graph)
+        if model is not None:
+            previous = values.get("model", {})
+            # Hyper-parameters of another model mean nothing to this one.
+            values["model"] = previous if previous.get("name") == model else {"name": model}
+        for override in overrides:
+            _apply(values, override)
+        for key, cure in (("graph", "the graph store's path"), ("model", "a model with --model NAME")):
+            if key not in values:
+                raise ConfigError(f"The run has no {key!r}. Give {cure}, or set it in the config file.")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, str(file or "config"), cls)) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote."""
+        return cls.create(file=path)
+
+    def save(self, path: str | Path) -> None:
+        """Write as TOML, atomically, with every value spelled out."""
+        write_text(path, tomli_w.dumps(self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without those that are None."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """One line for each key in which two configurations differ."""
+        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
+        return [
+            f"{key}: {mine.get(key, 'not set')} here, {theirs.get(key, 'not set')} there"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key)
+        ]
+
+
+def _model_config(name: str, hyperparameters: Mapping[str, Any]) -> Any:
+    config_class = find_model(name).Config
+    try:
+        return TypeAdapter(config_class).validate_python(dict(hyperparameters))
+    except ValidationError as error:
+        raise ConfigError(explain(error, f"model {name!r}", config_class)) from error
+
+
+def _split_name(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if not isinstance(model.get("name"), str):
+        raise ConfigError("The [model] table has no name. Set it, for example name = \"dream\".")
+    return model["name"], {key: value for key, value in model.items() if key != "name"}
+
+
+def _as_dict(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+
+
+def _read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the config file {path}: {error.strerror}. Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, name = key.strip().split(".")
+    if not equals or not name or not sections:
+        raise ConfigError(
+            f"Cannot understand the override {override!r}; expected SECTION.KEY=VALUE, for example training.seed=1."
+        )
+    table = values
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"Cannot set {key!r}: {section!r} is a value, not a table.")
+    table[name] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # A bare word is a string, so that nobody has to quote twice in a shell.
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

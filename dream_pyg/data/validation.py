@@ -1,0 +1,44 @@
+"""From pydantic's errors to one clear sentence each."""
+
+from __future__ import annotations
+
+import dataclasses
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, where: str, schema: type[Any]) -> str:
+    """Say what is wrong with a configuration: which key, what was expected, what was given, what was probably meant.
+
+    Args:
+        error: What pydantic raised.
+        where: The file or section, to begin the sentence with.
+        schema: The model or dataclass that was validated, for the names it knows.
+    """
+    return f"{where}: " + "; ".join(_one(item, schema) for item in error.errors()) + "."
+
+
+def _one(item: Any, schema: type[Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        known = _known_keys(schema, item["loc"][:-1])
+        close = get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        return f"unknown key {key!r}{hint} (known: {', '.join(known)})"
+    if item["type"] == "missing":
+        return f"{key!r} is missing"
+    reason = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
+    return f"{key or 'value'}: {reason[0].lower() + reason[1:]} (got {item['input']!r})"
+
+
+def _known_keys(schema: Any, location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        fields = getattr(schema, "model_fields", {})
+        schema = fields[part].annotation if part in fields else None
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return list(schema.model_fields)
+    if dataclasses.is_dataclass(schema):
+        return [field.name for field in dataclasses.fields(schema)]
+    return []

@@ -1,0 +1,120 @@
+"""Full-ranking evaluation by the field's protocol, with metrics from torch_geometric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch_geometric.data import HeteroData
+from torch_geometric.metrics import (
+    LinkPredCoverage,
+    LinkPredHitRatio,
+    LinkPredMAP,
+    LinkPredMetricCollection,
+    LinkPredMRR,
+    LinkPredNDCG,
+    LinkPredPrecision,
+    LinkPredRecall,
+)
+
+from dream_pyg.errors import ConfigError, DataError
+from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
+from dream_pyg.models.base import Embeddings
+from dream_pyg.ranking import SeenItems, rank_blocks
+
+METRICS = {
+    "recall": LinkPredRecall,
+    "ndcg": LinkPredNDCG,
+    "precision": LinkPredPrecision,
+    "map": LinkPredMAP,
+    "hit": LinkPredHitRatio,
+    "mrr": LinkPredMRR,
+}
+COVERAGE = "coverage"
+
+
+def evaluate(
+    embeddings: Embeddings,
+    graph: HeteroData,
+    split: str,
+    *,
+    ks: Sequence[int] = (5, 10, 20, 50),
+    metrics: Sequence[str] = (*METRICS, COVERAGE),
+    mask_valid: bool = False,
+) -> dict[str, float]:
+    r"""Rank the whole catalogue for every user of a split and average over users.
+
+    With :math:`T_u` the user's items of the split: :math:`recall@k = hits / |T_u|`; ndcg@k has gain
+    :math:`1/\log_2(rank+1)` and an ideal truncated at :math:`\min(k, |T_u|)`; precision@k divides hits by k; map@k
+    divides by :math:`\min(k, |T_u|)`; hit@k and mrr@k look at the first hit; coverage@k is the share of the catalogue
+    that is recommended to anyone. Train items are never ranked. Validation items compete at test, as in every
+    published table, unless ``mask_valid``.
+
+    Args:
+        embeddings: Representations of all users and items.
+        graph: The graph with the labels.
+        split: ``"train"``, ``"valid"`` or ``"test"``; on ``"train"`` nothing is masked.
+        ks: Cut-offs.
+        metrics: Names without cut-off, of ``METRICS`` or ``"coverage"``.
+        mask_valid: Whether validation items are left out of the test ranking.
+
+    Returns:
+        ``{"recall@20": ...}`` for every metric and cut-off, means over the users with an item in the split.
+
+    Raises:
+        ConfigError: If a split, metric or cut-off is unknown.
+        DataError: If the split has no interactions.
+    """
+    _check(split, ks, metrics)
+    store = graph[INTERACTS]
+    targets = store[label_name(split)]
+    if targets.size(1) == 0:
+        raise DataError(f"The {split} split has no interactions to evaluate. Build the graph with another split.")
+    num_users, num_items = graph[USER].num_nodes, graph[ITEM].num_nodes
+    masked = [] if split == "train" else [store[label_name("train")]]
+    if mask_valid and split == "test":
+        masked.append(store[label_name("valid")])
+    seen = SeenItems.from_pairs(torch.cat(masked, dim=1), num_users) if masked else None
+    wanted = SeenItems.from_pairs(targets, num_users)
+
+    device = targets.device
+    ranked = LinkPredMetricCollection(
+        {f"{name}@{k}": METRICS[name](k) for name in metrics if name != COVERAGE for k in ks}
+        | {f"recall@{max(ks)}": LinkPredRecall(max(ks))}
+    ).to(device)
+    coverage = {k: LinkPredCoverage(k, num_items).to(device) for k in ks if COVERAGE in metrics}
+    users = torch.unique(targets[0])
+    for block in rank_blocks(embeddings, users, max(ks), seen):
+        # Empty places get an id that no item has, for an id of -1 would match another user's item.
+        ranked.update(block.item.masked_fill(block.item < 0, num_items), wanted.coordinates(block.user))
+        for k, metric in coverage.items():
+            top = block.item[:, :k]
+            metric.update(top[top >= 0].unsqueeze(1), targets)
+    values = {name: float(value) for name, value in ranked.compute().items()}
+    values |= {f"{COVERAGE}@{k}": float(metric.compute()) for k, metric in coverage.items()}
+    return {f"{name}@{k}": values[f"{name}@{k}"] for name in metrics for k in ks}
+
+
+def parse_metric(metric: str) -> tuple[str, int]:
+    """Split ``"recall@20"`` into its name and cut-off.
+
+    Raises:
+        ConfigError: If it is not a known metric with a positive cut-off.
+    """
+    name, at, k = metric.partition("@")
+    if (name not in METRICS and name != COVERAGE) or not at or not k.isdecimal() or int(k) < 1:
+        raise ConfigError(
+            f"Unknown metric {metric!r}; expected NAME@K with NAME one of {', '.join((*METRICS, COVERAGE))} and K a "
+            "positive number, for example recall@20."
+        )
+    return name, int(k)
+
+
+def _check(split: str, ks: Sequence[int], metrics: Sequence[str]) -> None:
+    if split not in SPLITS:
+        raise ConfigError(f"Unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
+    if not ks or not metrics:
+        raise ConfigError("Evaluation needs at least one metric and one cut-off.")
+    for name in metrics:
+        for k in ks:
+            parse_metric(f"{name}@{k}")

@@ -1,0 +1,178 @@
+"""From a dataset to a graph: HeteroData with train edges, features and relation graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.data import HeteroData
+
+from dream_pyg.data.dataset import Dataset
+from dream_pyg.data.features import FeatureMatrix, Neighbors
+from dream_pyg.graph.knn import cosine_knn
+from dream_pyg.graph.schema import (
+    INTERACTS,
+    ITEM,
+    REV_INTERACTS,
+    SPLITS,
+    USER,
+    count_name,
+    feature_name,
+    knn_edge,
+    label_name,
+    mask_name,
+    norm_name,
+)
+
+_USER_BLOCK_ELEMENTS = 1 << 26
+
+
+def build_graph(
+    dataset: Dataset, *, num_neighbors: int = 10, include_self: bool = False, user_graphs: bool = True
+) -> HeteroData:
+    """Build the user-item graph and the relation graphs of every modality (DREAM, arXiv 2404.11119, Eq. 1 and 5).
+
+    Only train interactions become edges and user features; valid and test pairs are labels. A ready kNN graph of a
+    modality is taken as it is in place of the search.
+
+    Args:
+        dataset: Interactions, features and ready graphs.
+        num_neighbors: K of every relation graph that is searched here.
+        include_self: Whether a node counts as one of its own K neighbours.
+        user_graphs: Whether user-user graphs are built as well.
+
+    Returns:
+        The graph; see :mod:`dream_pyg.graph.schema` for its names.
+
+    Raises:
+        ConfigError: If ``num_neighbors`` does not fit the number of items or users.
+    """
+    interactions = dataset.interactions
+    graph = HeteroData()
+    graph[USER].num_nodes = interactions.num_users
+    graph[ITEM].num_nodes = interactions.num_items
+    for split in SPLITS:
+        graph[INTERACTS][label_name(split)] = torch.from_numpy(interactions.pairs(split))
+    add_interaction_edges(graph)
+    for name, modality in dataset.modalities.items():
+        neighbors = modality.neighbors
+        if modality.features is not None:
+            _add_features(graph, name, modality.features)
+            if neighbors is None:
+                neighbors = cosine_knn(
+                    modality.features.take,
+                    *modality.features.shape,
+                    num_neighbors,
+                    include_self=include_self,
+                    what=f"items by {name}",
+                )
+            if user_graphs:
+                user_features = UserFeatures(interactions.pairs("train"), interactions.num_users, modality.features)
+                user_neighbors = cosine_knn(
+                    user_features.take,
+                    *user_features.shape,
+                    num_neighbors,
+                    include_self=include_self,
+                    what=f"users by {name}",
+                )
+                add_relation_edges(graph, USER, name, user_neighbors)
+        if neighbors is not None:
+            add_relation_edges(graph, ITEM, name, neighbors)
+    return graph
+
+
+def add_interaction_edges(graph: HeteroData) -> None:
+    r"""Add both directions of the train interactions, weighted :math:`1/\sqrt{d_u d_i}` (Eq. 1-2)."""
+    user, item = graph[INTERACTS][label_name("train")]
+    num_users, num_items = graph[USER].num_nodes, graph[ITEM].num_nodes
+    user_degree = torch.bincount(user, minlength=num_users)
+    item_degree = torch.bincount(item, minlength=num_items)
+    weight = (user_degree[user].double() * item_degree[item].double()).rsqrt().float()
+    for edge_type, source, target, size in (
+        (INTERACTS, user, item, (num_users, num_items)),
+        (REV_INTERACTS, item, user, (num_items, num_users)),
+    ):
+        order = torch.argsort(target * size[0] + source)
+        set_edges(graph, edge_type, torch.stack([source[order], target[order]]), weight[order])
+
+
+def add_relation_edges(graph: HeteroData, node: str, modality: str, neighbors: Neighbors) -> None:
+    r"""Add one relation graph, unweighted and symmetrically normalised, :math:`D^{-1/2} S D^{-1/2}` (Eq. 5).
+
+    D holds the row sums of the directed graph S, so a node with all its K neighbours averages them. Messages run from
+    neighbour to node; a node without neighbours receives none.
+    """
+    target, slot = np.nonzero(neighbors.index >= 0)
+    source = neighbors.index[target, slot]
+    order = np.lexsort((source, target))
+    target, slot, source = target[order], slot[order], source[order]
+    # A neighbour without neighbours of its own (possible in a ready graph) has no degree to normalise by.
+    degree = np.maximum(np.bincount(target, minlength=graph[node].num_nodes), 1).astype(np.float64)
+    weight = 1.0 / np.sqrt(degree[source] * degree[target])
+    edge_type = knn_edge(node, modality)
+    set_edges(graph, edge_type, torch.from_numpy(np.stack([source, target])), torch.from_numpy(weight).float())
+    graph[edge_type].similarity = torch.from_numpy(neighbors.similarity[target, slot])
+
+
+def set_edges(graph: HeteroData, edge_type: tuple[str, str, str], edge_index: Tensor, edge_weight: Tensor) -> None:
+    """Set edges that are sorted by target as an :class:`~torch_geometric.EdgeIndex`, ready for fused propagation."""
+    size = (graph[edge_type[0]].num_nodes, graph[edge_type[2]].num_nodes)
+    graph[edge_type].edge_index = EdgeIndex(edge_index, sparse_size=size, sort_order="col")
+    graph[edge_type].edge_weight = edge_weight
+
+
+class UserFeatures:
+    """User features, the mean of the features of a user's train items (Section 3.1), a block of users at a time.
+
+    Args:
+        pairs: Train users and items (2, E).
+        num_users: U.
+        features: Item features (I, F).
+    """
+
+    def __init__(self, pairs: np.ndarray, num_users: int, features: FeatureMatrix) -> None:
+        order = np.argsort(pairs[0], kind="stable")
+        self._item = pairs[1][order]
+        self._pointer = np.concatenate([[0], np.bincount(pairs[0], minlength=num_users).cumsum()])
+        self._features = features
+        self._has = features.has.astype(np.float32)
+        self.shape = (num_users, features.shape[1])
+
+    def take(self, start: int, stop: int) -> np.ndarray:
+        """The features of users ``start`` to ``stop`` as float32 (stop - start, F); zeros for a user without any."""
+        pointer = torch.from_numpy(self._pointer[start : stop + 1] - self._pointer[start])
+        item = self._item[self._pointer[start] : self._pointer[stop]]
+        unique, position = np.unique(item, return_inverse=True)
+        total = np.zeros((stop - start, self.shape[1]), dtype=np.float32)
+        count = np.zeros((stop - start, 1), dtype=np.float32)
+        # Item rows arrive in chunks, so memory stays bounded however many items the users of a block have.
+        chunk = max(1, _USER_BLOCK_ELEMENTS // self.shape[1])
+        for first in range(0, len(unique), chunk):
+            items = unique[first : first + chunk]
+            within = (position >= first) & (position < first + chunk)
+            kept_before = np.concatenate([[0], np.cumsum(within)])
+            matrix = torch.sparse_csr_tensor(
+                torch.from_numpy(kept_before[pointer.numpy()]),
+                torch.from_numpy(position[within] - first),
+                torch.ones(int(within.sum())),
+                (stop - start, len(items)),
+            )
+            rows = self._features.take_rows(items)
+            with_count = torch.from_numpy(np.concatenate([rows, self._has[items, None]], axis=1))
+            summed = torch.sparse.mm(matrix, with_count, "sum").numpy()
+            total += summed[:, :-1]
+            count += summed[:, -1:]
+        return total / np.maximum(count, 1)
+
+
+def _add_features(graph: HeteroData, modality: str, features: FeatureMatrix) -> None:
+    norm = np.concatenate(
+        [np.linalg.norm(features.take(start, start + 4096), axis=1) for start in range(0, features.shape[0], 4096)]
+    )
+    graph[ITEM][feature_name(modality)] = torch.from_numpy(features.to_array())
+    graph[ITEM][mask_name(modality)] = torch.from_numpy(features.has)
+    graph[ITEM][norm_name(modality)] = torch.from_numpy(norm)
+    user, item = graph[INTERACTS][label_name("train")]
+    has = graph[ITEM][mask_name(modality)]
+    graph[USER][count_name(modality)] = torch.bincount(user[has[item]], minlength=graph[USER].num_nodes)

@@ -1,0 +1,260 @@
+"""The graph store: a directory that is written once, memory-mapped on load and never silently wrong.
+
+Layout::
+
+    graph.json            format version, fingerprint, counts, parameters, inputs, checksums, versions, timings
+    edges.safetensors     labels of each split; relation graphs with weight and similarity
+    features.safetensors  feature matrices, masks, norms and counts
+    users.parquet         external id of each user, in row order
+    items.parquet         external id of each item, in row order
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch_geometric.data import HeteroData
+
+from dream_pyg.data.dataset import Dataset, DatasetConfig, describe_inputs, load_dataset
+from dream_pyg.data.files import (
+    atomic_directory,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256_file,
+    write_json,
+)
+from dream_pyg.errors import StoreError
+from dream_pyg.graph.build import add_interaction_edges, build_graph, set_edges
+from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
+
+FORMAT_VERSION = 1
+INFO, EDGES, FEATURES, USERS, ITEMS = (
+    "graph.json",
+    "edges.safetensors",
+    "features.safetensors",
+    "users.parquet",
+    "items.parquet",
+)
+_PACKAGES = ("dream-pyg", "torch", "torch-geometric", "faiss-cpu", "numpy", "polars")
+
+
+@dataclass(frozen=True)
+class StoredGraph:
+    """A graph together with what the store knows of it."""
+
+    graph: HeteroData
+    info: dict[str, Any]
+    user_ids: pl.Series
+    item_ids: pl.Series
+    path: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies inputs, parameters and format: equal fingerprints mean equal graphs."""
+        return str(self.info["fingerprint"])
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return str(self.info["dataset"])
+
+
+def build_store(
+    config: DatasetConfig,
+    path: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    num_neighbors: int = 10,
+    include_self: bool = False,
+    user_graphs: bool = True,
+    overwrite: bool = False,
+) -> tuple[StoredGraph, bool]:
+    """Build a dataset's graph into ``path``, or reuse what was built there from the same inputs and parameters.
+
+    Args:
+        config: The dataset.
+        path: Directory of the store.
+        data_dir: Where the dataset's files lie; by default as the config says.
+        num_neighbors: K of every relation graph that is searched.
+        include_self: Whether a node counts as one of its own K neighbours.
+        user_graphs: Whether user-user graphs are built.
+        overwrite: Whether a store of other inputs or parameters may be replaced.
+
+    Returns:
+        The stored graph and whether it was reused.
+
+    Raises:
+        StoreError: If ``path`` holds something else and ``overwrite`` is off, or cannot be written.
+        DataError: If an input is unusable.
+    """
+    path = Path(path)
+    parameters = {"num_neighbors": num_neighbors, "include_self": include_self, "user_graphs": user_graphs}
+    inputs = describe_inputs(config, data_dir)
+    fingerprint = _fingerprint(config, inputs, parameters)
+    if path.exists() and not overwrite:
+        _refuse_other(path, fingerprint)
+        return load_graph(path), True
+    started = time.perf_counter()
+    dataset = load_dataset(config, data_dir)
+    read = time.perf_counter()
+    graph = build_graph(dataset, **parameters)
+    built = time.perf_counter()
+    info = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "dataset": dataset.name,
+        "config": config.model_dump(mode="json", exclude_none=True),
+        "parameters": parameters,
+        "inputs": inputs,
+        "counts": _counts(graph),
+        "report": dict(dataset.report),
+        "seconds": {"read": round(read - started, 3), "build": round(built - read, 3)},
+        "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    save_graph(path, graph, dataset, info, overwrite=overwrite)
+    return load_graph(path), False
+
+
+def save_graph(
+    path: str | Path, graph: HeteroData, dataset: Dataset, info: Mapping[str, Any], *, overwrite: bool = False
+) -> None:
+    """Write a store as a whole or not at all."""
+    with atomic_directory(path, replace=overwrite) as directory:
+        edges, features = _tensors(graph)
+        save_tensors(directory / EDGES, edges)
+        save_tensors(directory / FEATURES, features)
+        pl.DataFrame({"user_id": dataset.interactions.user_ids}).write_parquet(directory / USERS)
+        pl.DataFrame({"item_id": dataset.interactions.item_ids}).write_parquet(directory / ITEMS)
+        files = {
+            file: {"bytes": (directory / file).stat().st_size, "sha256": sha256_file(directory / file)}
+            for file in (EDGES, FEATURES, USERS, ITEMS)
+        }
+        write_json(directory / INFO, {**info, "files": files})
+
+
+def load_graph(path: str | Path, *, verify: bool = True) -> StoredGraph:
+    """Load a store; feature matrices stay memory-mapped.
+
+    Args:
+        path: Directory of the store.
+        verify: Whether every file's checksum is compared (its size always is).
+
+    Raises:
+        StoreError: If this is no store, one of another format version, or a damaged one.
+    """
+    path = Path(path)
+    info = read_info(path)
+    for file, expected in info["files"].items():
+        _verify_file(path / file, expected, verify)
+    edges, _ = load_tensors(path / EDGES, verify=False)
+    features, _ = load_tensors(path / FEATURES, verify=False)
+    graph = HeteroData()
+    graph[USER].num_nodes = info["counts"]["users"]
+    graph[ITEM].num_nodes = info["counts"]["items"]
+    for split in SPLITS:
+        graph[INTERACTS][label_name(split)] = edges.pop(label_name(split))
+    add_interaction_edges(graph)
+    for name in sorted(name for name in edges if name.endswith("/edge_index")):
+        node, relation, _ = name.split("/")
+        prefix = f"{node}/{relation}"
+        set_edges(graph, (node, relation, node), edges[name], edges[f"{prefix}/edge_weight"])
+        graph[node, relation, node].similarity = edges[f"{prefix}/similarity"]
+    for name in sorted(features):
+        node, attribute = name.split("/")
+        graph[node][attribute] = features[name]
+    user_ids = pl.read_parquet(path / USERS)["user_id"]
+    item_ids = pl.read_parquet(path / ITEMS)["item_id"]
+    return StoredGraph(graph, info, user_ids, item_ids, path)
+
+
+def read_info(path: str | Path) -> dict[str, Any]:
+    """What ``graph.json`` says, once it is known to be of this format version.
+
+    Raises:
+        StoreError: If there is no store at ``path``, or one that this version cannot read.
+    """
+    path = Path(path)
+    if not (path / INFO).is_file():
+        raise StoreError(f"{path} is not a graph store: it has no {INFO}. Build one with `dream-pyg build-graph`.")
+    info = read_json(path / INFO)
+    version = info.get("format_version") if isinstance(info, dict) else None
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has store format {version}, this version of dream_pyg reads format {FORMAT_VERSION}. "
+            "Build the graph again with `dream-pyg build-graph --overwrite`."
+        )
+    if missing := {"fingerprint", "counts", "files", "dataset"} - info.keys():
+        raise StoreError(f"{path / INFO} is damaged: it lacks {', '.join(sorted(missing))}. Build the graph again.")
+    return info
+
+
+def _refuse_other(path: Path, fingerprint: str) -> None:
+    existing = read_info(path)["fingerprint"]
+    if existing != fingerprint:
+        raise StoreError(
+            f"{path} holds a graph of other inputs or parameters (its fingerprint is {existing[:12]}, these would "
+            f"make {fingerprint[:12]}). Choose another path, or replace it with --overwrite."
+        )
+
+
+def _verify_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
+    cure = "Build the graph again with `dream-pyg build-graph --overwrite`."
+    if not path.is_file():
+        raise StoreError(f"{path} is missing from the store. {cure}")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise StoreError(f"{path} is truncated or overwritten: expected {expected['bytes']} bytes, got {size}. {cure}")
+    if verify and sha256_file(path) != expected["sha256"]:
+        raise StoreError(f"{path} is damaged: its content does not match the checksum in {INFO}. {cure}")
+
+
+def _fingerprint(config: DatasetConfig, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    meaning = config.model_dump(mode="json", exclude_none=True, exclude={"name", "expected"})
+    content = {role: description["sha256"] for role, description in inputs.items()}
+    canonical = json.dumps([FORMAT_VERSION, meaning, content, parameters], sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _tensors(graph: HeteroData) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    edges = {label_name(split): graph[INTERACTS][label_name(split)] for split in SPLITS}
+    for source, relation, target in graph.edge_types:
+        if source == target:
+            store = graph[source, relation, target]
+            edges[f"{source}/{relation}/edge_index"] = store.edge_index.as_tensor()
+            edges[f"{source}/{relation}/edge_weight"] = store.edge_weight
+            edges[f"{source}/{relation}/similarity"] = store.similarity
+    features = {
+        f"{node}/{name}": value
+        for node in (USER, ITEM)
+        for name, value in graph[node].items()
+        if isinstance(value, torch.Tensor)
+    }
+    return edges, features
+
+
+def _counts(graph: HeteroData) -> dict[str, Any]:
+    return {
+        "users": graph[USER].num_nodes,
+        "items": graph[ITEM].num_nodes,
+        **{split: graph[INTERACTS][label_name(split)].size(1) for split in SPLITS},
+        "edges": {relation: graph[s, relation, t].num_edges for s, relation, t in graph.edge_types},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

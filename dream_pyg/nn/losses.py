@@ -1,0 +1,84 @@
+"""Losses over a batch, each a scalar with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bpr_loss(user: Tensor, pos_item: Tensor, neg_item: Tensor) -> Tensor:
+    r"""Bayesian Personalized Ranking (arXiv 1205.2618): :math:`-\frac1B\sum\log\sigma(\mathbf u\cdot(\mathbf i-\mathbf j))`.
+
+    Args:
+        user: Users (B, D).
+        pos_item: An interacted item of each (B, D).
+        neg_item: An item of each that was not interacted with (B, D).
+
+    Returns:
+        The mean over the batch.
+    """
+    return F.softplus((user * (neg_item - pos_item)).sum(dim=-1)).mean()
+
+
+def l2_loss(*rows: Tensor) -> Tensor:
+    r"""Half the squared norm of the batch's embeddings, per example: :math:`\frac{1}{2B}\sum\lVert\mathbf e\rVert^2`.
+
+    Args:
+        rows: Embeddings (B, D) of the users, positive and negative items, each before propagation.
+    """
+    return 0.5 * sum((row.square().sum() for row in rows), start=rows[0].new_zeros(())) / len(rows[0])
+
+
+def similarity_signal(
+    representation: Tensor, features: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True
+) -> Tensor:
+    r"""The similarity-supervised signal (DREAM, arXiv 2404.11119, Eq. 12) for users or for items of a batch.
+
+    With :math:`\mathbf Z` the modal representation and :math:`\mathbf R_m` the raw features in unit rows,
+
+    .. math::
+        \frac{1}{B^2} \left( \lVert \mathbf Z \mathbf Z^\top - \mathbf T \rVert_F^2 - \lVert \mathbf T \rVert_F^2 \right)
+        = \frac{1}{B^2} \left( \lVert \mathbf Z^\top \mathbf Z \rVert_F^2
+        - 2 \sum_m w_m \lVert \mathbf R_m^\top \mathbf Z \rVert_F^2 \right),
+        \qquad \mathbf T = \sum_m w_m \mathbf R_m \mathbf R_m^\top
+
+    The right-hand side never builds a (B, B) matrix. The target's own norm depends on no parameter and is left out,
+    so the value may be negative; its gradient is that of the mean squared error.
+
+    Args:
+        representation: Modal representation (B, D).
+        features: Raw features of the same nodes, (B, F_m) per modality; no gradient flows into them.
+        weights: One weight per modality.
+        normalize: Whether the representation is compared by cosine, as the features are, instead of dot product.
+
+    Returns:
+        A scalar.
+
+    Note:
+        Fidelity: cosine as the similarity of raw features is that of Eq. 5 (EXACT there, CHOSEN here); the squared
+        norm is the MSE of the paper's second version (its first writes the norm itself).
+    """
+    z = F.normalize(representation, dim=-1) if normalize else representation
+    total = (z.T @ z).square().sum()
+    for raw, weight in zip(features, weights, strict=True):
+        unit = F.normalize(raw.detach().to(z.dtype), dim=-1)
+        total = total - 2.0 * weight * (unit.T @ z).square().sum()
+    return total / len(z) ** 2
+
+
+def similarity_signal_norm(
+    representation: Tensor, features: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True
+) -> Tensor:
+    r"""Eq. 12 as the paper's first version prints it: :math:`\lVert\mathbf Z\mathbf Z^\top-\mathbf T\rVert_F / B`.
+
+    A root does not separate, so the (B, B) matrices are built: slower than :func:`similarity_signal`, same arguments.
+    """
+    z = F.normalize(representation, dim=-1) if normalize else representation
+    target = torch.zeros(len(z), len(z), dtype=z.dtype, device=z.device)
+    for raw, weight in zip(features, weights, strict=True):
+        unit = F.normalize(raw.detach().to(z.dtype), dim=-1)
+        target.addmm_(unit, unit.T, alpha=weight)
+    return torch.linalg.matrix_norm(z @ z.T - target) / len(z)

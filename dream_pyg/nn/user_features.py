@@ -1,0 +1,52 @@
+"""User features as means of item features, without ever building the (U, F) matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from dream_pyg.graph.schema import ITEM, REV_INTERACTS, USER, count_name, feature_name
+from dream_pyg.nn.propagation import Propagation, csr_product
+
+
+def mean_over_items(propagation: Propagation, graph: HeteroData, modality: str, projected: Tensor) -> Tensor:
+    r"""The mean of a user's train items that have the modality (DREAM, Section 3.1), for all users.
+
+    With :math:`\mathbf M` the row-normalised train matrix, :math:`\mathbf E_m^u \mathbf W = \mathbf M(\mathbf E_m^i
+    \mathbf W)`: any linear map may be applied to the I item rows first.
+
+    Args:
+        propagation: The message passing layer.
+        graph: The graph.
+        modality: The modality whose missing items are left out of the mean; their rows must be zero.
+        projected: One row per item (I, D).
+
+    Returns:
+        One row per user (U, D), zero for a user without such an item.
+    """
+    store = graph[REV_INTERACTS]
+    ones = projected.new_ones(store.edge_index.size(1))
+    total = propagation(projected, store.edge_index, ones, graph[USER].num_nodes)
+    return total / graph[USER][count_name(modality)].clamp(min=1).unsqueeze(1)
+
+
+def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
+    """The sum of the raw features of the train items of some users; its direction is that of the mean.
+
+    Args:
+        graph: The graph.
+        modality: The modality.
+        user: User ids (B,).
+
+    Returns:
+        One row per given user (B, F).
+    """
+    (pointer, item), _ = graph[REV_INTERACTS].edge_index.get_csc()
+    start, degree = pointer[user], pointer[user + 1] - pointer[user]
+    batch_pointer = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
+    offset = torch.repeat_interleave(start - batch_pointer[:-1], degree)
+    batch_item = item[torch.arange(len(offset), device=item.device) + offset]
+    features = graph[ITEM][feature_name(modality)].float()
+    ones = features.new_ones(len(batch_item))
+    return csr_product(batch_pointer, batch_item, ones, (len(user), len(features)), features)

@@ -1,0 +1,216 @@
+"""The run directory: what a training leaves behind and how it is opened again.
+
+Layout::
+
+    config.toml              the configuration, fully resolved
+    run.json                 versions, graph fingerprint, seed, device, how it ended
+    metrics.jsonl            one line an epoch
+    checkpoints/last.pt      everything needed to resume
+    checkpoints/best.safetensors   the weights of the best epoch
+    test_metrics.json        full-ranking metrics of the best epoch, read once
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch_geometric.data import HeteroData
+
+from dream_pyg.config import RunConfig
+from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
+from dream_pyg.errors import ConfigError, StoreError
+from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_modalities
+from dream_pyg.graph.store import StoredGraph, load_graph
+from dream_pyg.models import Embeddings, Recommender, find_model
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where each file of a run lies."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.toml"
+
+    @property
+    def info(self) -> Path:
+        """What the run was made with and how it ended."""
+        return self.root / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line an epoch."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        """The resumable checkpoint."""
+        return self.root / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The best epoch's weights."""
+        return self.root / "checkpoints" / "best.safetensors"
+
+    @property
+    def test_metrics(self) -> Path:
+        """Test metrics of the best epoch."""
+        return self.root / "test_metrics.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its configuration, graph and model with the best epoch's weights."""
+
+    paths: RunPaths
+    config: RunConfig
+    stored: StoredGraph
+    graph: HeteroData
+    model: Recommender
+
+    @torch.no_grad()
+    def embeddings(self) -> Embeddings:
+        """Final representations of all users and items."""
+        self.model.eval()
+        return self.model(self.graph)
+
+    @torch.no_grad()
+    def lines(self) -> dict[str, Embeddings]:
+        """``general`` and, for a model with two lines, ``behavior`` and ``modal`` apart."""
+        self.model.eval()
+        lines = {"general": self.model(self.graph)}
+        dual = self.model.dual_representations(self.graph)
+        if dual is not None:
+            lines |= {"behavior": dual.behavior, "modal": dual.modal}
+        return lines
+
+
+def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None = None) -> Run:
+    """Open a run with the weights of its best epoch.
+
+    Args:
+        path: The run directory.
+        device: Where the model goes.
+        graph: The graph store, if it has moved since training.
+
+    Raises:
+        StoreError: If this is no run, it has no best epoch yet, or a file is damaged.
+    """
+    paths = RunPaths(Path(path))
+    if not paths.config.is_file():
+        raise StoreError(f"{path} is not a run: it has no config.toml. Train one with `dream-pyg train`.")
+    if not paths.best.is_file():
+        raise StoreError(f"{path} has no best epoch yet. Continue it with `dream-pyg train --resume --run {path}`.")
+    config = RunConfig.load(paths.config)
+    stored = load_graph(graph or config.graph)
+    expected = read_json(paths.info).get("graph_fingerprint")
+    if stored.fingerprint != expected:
+        raise StoreError(
+            f"The graph at {stored.path} is not the one that {path} was trained on: fingerprint "
+            f"{stored.fingerprint[:12]}, expected {str(expected)[:12]}. Give the right one with --graph."
+        )
+    target = resolve_device(device)
+    prepared = prepare_graph(stored.graph, target)
+    model = make_model(config, prepared).to(target)
+    weights, _ = load_tensors(paths.best)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise StoreError(f"{paths.best} does not fit the model of {paths.config}: {error}") from error
+    return Run(paths, config, stored, prepared, model)
+
+
+def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
+    """The model of a configuration, on a graph that has what it needs.
+
+    Raises:
+        ConfigError: If the graph lacks features or relation graphs.
+    """
+    model_class = find_model(config.model_name)
+    lacking = [
+        what
+        for needed, present, what in (
+            (model_class.needs_features, feature_modalities(graph), "features of any modality"),
+            (model_class.needs_item_knn, knn_modalities(graph, ITEM), "an item-item kNN graph"),
+            (model_class.needs_user_knn, knn_modalities(graph, USER), "a user-user kNN graph"),
+        )
+        if needed and not present
+    ]
+    if lacking:
+        raise ConfigError(
+            f"Model {config.model_name!r} needs {' and '.join(lacking)}, which the graph does not have. "
+            "Build the graph with modality features, or choose a model that needs none."
+        )
+    return model_class(graph, config.hyperparameters)
+
+
+def prepare_graph(graph: HeteroData, device: torch.device) -> HeteroData:
+    """The graph on a device, with feature matrices in float32; the given graph is left as it is."""
+    prepared = copy.copy(graph).to(device)
+    for modality in feature_modalities(prepared):
+        store, name = prepared[ITEM], feature_name(modality)
+        store[name] = store[name].float()
+    return prepared
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of a name, ``auto`` being the GPU if there is one.
+
+    Raises:
+        ConfigError: If there is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device {device!r}; expected auto, cpu, cuda or cuda:N.") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"Device {device!r} is not here: this machine has {torch.cuda.device_count()} CUDA devices.")
+    return resolved
+
+
+def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -> dict[str, Any]:
+    """What ``run.json`` says when a run begins."""
+    return {
+        "model": config.model_name,
+        "graph": str(stored.path),
+        "dataset": stored.name,
+        "graph_fingerprint": stored.fingerprint,
+        "seed": config.training.seed,
+        "device": str(device),
+        "num_threads": torch.get_num_threads(),
+        "versions": {
+            "dream-pyg": _package_version(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def save_best(paths: RunPaths, model: Recommender, metadata: dict[str, str]) -> None:
+    """Write the weights of the best epoch so far."""
+    save_tensors(paths.best, model.state_dict(), metadata)
+
+
+def update_info(paths: RunPaths, **values: Any) -> None:
+    """Add values to ``run.json``."""
+    write_json(paths.info, {**read_json(paths.info), **values})
+
+
+def _package_version() -> str:
+    try:
+        return importlib.metadata.version("dream-pyg")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

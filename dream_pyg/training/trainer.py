@@ -1,0 +1,370 @@
+"""The training loop: epochs of triplets, validation, early stopping, checkpoints, and an exact way back in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from tqdm import tqdm
+
+from dream_pyg.config import RunConfig
+from dream_pyg.data.files import read_json, write_json, write_text
+from dream_pyg.errors import DataError, Interrupted, ResumeError, StoreError, TrainingError
+from dream_pyg.evaluation import evaluate, parse_metric
+from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.graph.store import load_graph
+from dream_pyg.models import Batch, Recommender
+from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
+from dream_pyg.training.run import (
+    Run,
+    RunPaths,
+    describe_run,
+    load_run,
+    make_model,
+    prepare_graph,
+    resolve_device,
+    save_best,
+    update_info,
+)
+from dream_pyg.training.triplets import TripletSampler
+
+logger = logging.getLogger("dream_pyg")
+
+VALID_METRICS = ("recall", "ndcg")
+VALID_KS = (10, 20)
+_RESUMABLE_CHANGES = ("training.epochs:", "training.device:", "training.num_threads:", "graph:")
+_STEPS_BETWEEN_CHECKS = 32
+
+
+class TrainResult(NamedTuple):
+    """How a training ended."""
+
+    run: Path
+    best_epoch: int
+    valid_metrics: dict[str, float]
+    test_metrics: dict[str, float]
+    epochs: int
+
+
+def train(config: RunConfig, run: str | Path, *, resume: bool = False) -> TrainResult:
+    """Train a model into a run directory, then evaluate its best epoch on the test split once.
+
+    Everything random comes from ``config.training.seed`` and the epoch's number, so a run that was interrupted and
+    resumed ends in the same bits as one that was not (on the same device and number of threads).
+
+    Args:
+        config: The run's configuration.
+        run: Directory for the run.
+        resume: Whether to continue the run that is there.
+
+    Returns:
+        The best epoch's metrics.
+
+    Raises:
+        StoreError: If ``run`` exists and ``resume`` is off, or nothing can be written there.
+        ResumeError: If the run was made with another configuration or graph, or its checkpoint is damaged.
+        TrainingError: If a loss is no longer finite.
+        Interrupted: On SIGINT or SIGTERM, after the state was saved.
+    """
+    paths = RunPaths(Path(run))
+    if config.training.num_threads is not None:
+        torch.set_num_threads(config.training.num_threads)
+    device = resolve_device(config.training.device)
+    stored = load_graph(config.graph)
+    if resume:
+        _check_resumable(config, paths, stored.fingerprint)
+    elif paths.root.exists():
+        raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
+    graph = prepare_graph(stored.graph, device)
+    if graph[INTERACTS][label_name("valid")].size(1) == 0:
+        raise DataError("The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split.")
+    torch.manual_seed(config.training.seed)
+    model = make_model(config, graph).to(device)
+    session = _Session(config, paths, graph, model)
+    if resume:
+        session.load()
+    else:
+        _create(config, paths, describe_run(config, stored, device))
+    config.save(paths.config)  # A resumed run may train for more epochs than it was begun with.
+    session.fit()
+    return _finish(paths, session)
+
+
+def _create(config: RunConfig, paths: RunPaths, info: dict[str, Any]) -> None:
+    config.save(paths.config)
+    write_json(paths.info, {**info, "status": "running"})
+
+
+def _check_resumable(config: RunConfig, paths: RunPaths, fingerprint: str) -> None:
+    if not paths.config.is_file() or not paths.info.is_file():
+        raise ResumeError(f"There is no run at {paths.root} to resume. Train without --resume.")
+    differences = [
+        line for line in RunConfig.load(paths.config).differences(config) if not line.startswith(_RESUMABLE_CHANGES)
+    ]
+    if differences:
+        raise ResumeError(
+            f"The run at {paths.root} was made with another configuration (there = what was given now): "
+            f"{'; '.join(differences)}. Resume it with its own, or train anew in another directory."
+        )
+    expected = read_json(paths.info).get("graph_fingerprint")
+    if fingerprint != expected:
+        raise ResumeError(
+            f"The run at {paths.root} was made with another graph: its fingerprint is {str(expected)[:12]}, the given "
+            f"one's {fingerprint[:12]}. Resume with the run's own graph, or train anew in another directory."
+        )
+
+
+class _Session:
+    """One training in progress; ``state`` and ``load`` are the whole of what can be resumed."""
+
+    def __init__(self, config: RunConfig, paths: RunPaths, graph: HeteroData, model: Recommender) -> None:
+        self.config = config.training
+        self.paths = paths
+        self.graph = graph
+        self.model = model
+        self.sampler = TripletSampler(graph)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = (
+            torch.optim.Adam(parameters, lr=self.config.learning_rate, fused=True) if parameters else None
+        )
+        self.epoch = 0  # epochs completed
+        self.step = 0  # steps completed of the current epoch
+        self.loss_sums: dict[str, float] = {}
+        self.best_epoch = 0
+        self.best_metrics: dict[str, float] = {}
+        self.bad_evaluations = 0
+        self.lines: list[str] = []
+
+    def state(self) -> dict[str, Any]:
+        """The resumable state."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else {},
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss_sums": self.loss_sums,
+            "best_epoch": self.best_epoch,
+            "best_metrics": self.best_metrics,
+            "bad_evaluations": self.bad_evaluations,
+            "lines": self.lines,
+        }
+
+    def save(self) -> None:
+        """Write the resumable checkpoint."""
+        save_checkpoint(self.paths.last, self.state())
+
+    def load(self) -> None:
+        """Continue from the resumable checkpoint."""
+        state = load_checkpoint(self.paths.last)
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.optimizer:
+                self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ResumeError(f"{self.paths.last} does not fit the model: {error}") from error
+        torch.set_rng_state(state["rng"]["cpu"])
+        if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        for name in ("epoch", "step", "loss_sums", "best_epoch", "best_metrics", "bad_evaluations", "lines"):
+            setattr(self, name, state[name])
+        # Lines of epochs after the checkpoint will be made again.
+        write_text(self.paths.metrics, "".join(self.lines))
+        logger.info("Resuming %s after epoch %d, step %d", self.paths.root, self.epoch, self.step)
+
+    def fit(self) -> None:
+        """Train until the last epoch or until validation no longer improves."""
+        if self.optimizer is None:
+            if not self.best_epoch:
+                self._validate(0.0, {})
+            return
+        with _interruptible() as interrupted:
+            if not self.paths.last.exists():
+                self.save()
+            while self.epoch < self.config.epochs and self.bad_evaluations < self.config.patience:
+                self._train_epoch(interrupted)
+
+    def _train_epoch(self, interrupted: threading.Event) -> None:
+        started = time.perf_counter()
+        generator = _epoch_generator(self.config.seed, self.epoch)
+        triplets = self.sampler.epoch(generator)
+        self.model.on_epoch_start(self.graph, generator)
+        self._set_learning_rate()
+        self.model.train()
+        batches = list(zip(*(part.split(self.config.batch_size) for part in triplets), strict=True))
+        monitor = _LossMonitor(self.epoch, self.step, self.loss_sums)
+        device = self.graph[INTERACTS].edge_index.device
+        with _step_bar(f"epoch {self.epoch + 1}", len(batches), self.step) as bar:
+            for batch in batches[self.step :]:
+                self._train_step(Batch(*(part.to(device) for part in batch)), monitor)
+                self.step += 1
+                bar.update()
+                if interrupted.is_set():
+                    self.loss_sums = monitor.sums()
+                    self.save()
+                    raise Interrupted(
+                        f"Interrupted in epoch {self.epoch + 1}; the state is saved in {self.paths.last}. "
+                        f"Continue with `dream-pyg train --resume --run {self.paths.root}`."
+                    )
+        losses = {name: value / len(batches) for name, value in monitor.sums().items()}
+        seconds = time.perf_counter() - started
+        self.epoch, self.step, self.loss_sums = self.epoch + 1, 0, {}
+        self._validate(seconds, losses)
+        if self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs:
+            self.save()
+
+    def _train_step(self, batch: Batch, monitor: _LossMonitor) -> None:
+        assert self.optimizer is not None
+        terms = self.model.loss(self.graph, batch)
+        total = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer.step()
+        monitor.add(terms)
+
+    def _set_learning_rate(self) -> None:
+        assert self.optimizer is not None
+        rate = self.config.learning_rate * self.config.learning_rate_decay ** (self.epoch / 50)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def _validate(self, train_seconds: float, losses: dict[str, float]) -> None:
+        record: dict[str, Any] = {"epoch": self.epoch, "loss": losses, "train_seconds": round(train_seconds, 3)}
+        if train_seconds:
+            record["triplets_per_second"] = round(len(self.sampler) / train_seconds)
+        if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
+            started = time.perf_counter()
+            metrics = self._validation_metrics()
+            record["valid"] = metrics
+            record["evaluate_seconds"] = round(time.perf_counter() - started, 3)
+            best = self.best_metrics.get(self.config.metric, -1.0)
+            if metrics[self.config.metric] > best:
+                self.best_epoch, self.best_metrics, self.bad_evaluations = self.epoch, metrics, 0
+                save_best(self.paths, self.model, {"epoch": str(self.epoch), "valid": json.dumps(metrics)})
+            else:
+                self.bad_evaluations += 1
+            logger.info("%s", _line(record, self.config.metric, improved=self.bad_evaluations == 0))
+        self.lines.append(json.dumps(record) + "\n")
+        with self.paths.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(self.lines[-1])
+
+    def _validation_metrics(self) -> dict[str, float]:
+        self.model.eval()
+        name, k = parse_metric(self.config.metric)
+        names = dict.fromkeys((*VALID_METRICS, name))
+        ks = sorted({*VALID_KS, k})
+        return evaluate(self.model(self.graph), self.graph, "valid", ks=ks, metrics=list(names))
+
+
+def _finish(paths: RunPaths, session: _Session) -> TrainResult:
+    run = load_run(paths.root, device=str(session.graph[INTERACTS].edge_index.device), graph=None)
+    if not paths.test_metrics.is_file() or read_json(paths.test_metrics).get("epoch") != session.best_epoch:
+        write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": evaluate_lines(run, "test")})
+    test = read_json(paths.test_metrics)["lines"]["general"]
+    update_info(paths, status="finished", epochs=session.epoch, best_epoch=session.best_epoch)
+    return TrainResult(paths.root, session.best_epoch, session.best_metrics, test, session.epoch)
+
+
+def evaluate_lines(run: Run, split: str, **options: Any) -> dict[str, dict[str, float]]:
+    """Metrics of the model's representation and, where it has two lines, of each alone (Figure 5 of DREAM).
+
+    Args:
+        run: A finished run.
+        split: The split.
+        **options: For :func:`~dream_pyg.evaluation.evaluate`.
+    """
+    return {line: evaluate(embeddings, run.graph, split, **options) for line, embeddings in run.lines().items()}
+
+
+class _LossMonitor:
+    """Sums loss terms on their device, and names the term and step where one stops being finite."""
+
+    def __init__(self, epoch: int, step: int, sums: dict[str, float]) -> None:
+        self._epoch = epoch
+        self._step = step
+        self._sums = dict(sums)
+        self._names: list[str] = []
+        self._pending: list[Tensor] = []
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Count one step. Values are read in groups, since each reading makes a GPU wait."""
+        self._names = list(terms)
+        self._pending.append(torch.stack([term.detach() for term in terms.values()]))
+        if len(self._pending) == _STEPS_BETWEEN_CHECKS or not self._pending[0].is_cuda:
+            self._read()
+
+    def sums(self) -> dict[str, float]:
+        """The sum of each term over the epoch so far."""
+        self._read()
+        return self._sums
+
+    def _read(self) -> None:
+        if not self._pending:
+            return
+        for values in torch.stack(self._pending).tolist():
+            self._step += 1
+            for name, value in zip(self._names, values, strict=True):
+                if not -float("inf") < value < float("inf"):
+                    raise TrainingError(
+                        f"The loss term {name!r} became {value} in epoch {self._epoch + 1}, step {self._step}. "
+                        "Lower the learning rate or the term's weight; earlier epochs are kept."
+                    )
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        self._pending = []
+
+
+def _epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    # A pure function of seed and epoch: an interrupted epoch is drawn again exactly, without storing its triplets.
+    return torch.Generator().manual_seed((seed << 32) + epoch)
+
+
+def _step_bar(description: str, total: int, initial: int) -> Any:
+    return tqdm(
+        desc=description, total=total, initial=initial, leave=False, disable=not sys.stderr.isatty(), unit="step"
+    )
+
+
+def _line(record: dict[str, Any], metric: str, *, improved: bool) -> str:
+    losses = " ".join(f"{name} {value:.4f}" for name, value in record["loss"].items())
+    return (
+        f"epoch {record['epoch']:3d}  {record['train_seconds']:.1f} + {record['evaluate_seconds']:.1f} s  "
+        f"{metric} {record['valid'][metric]:.4f}{' *' if improved else '  '}  {losses}"
+    )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event that is looked at between steps; a second signal acts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        event.set()
+        for signal_number, previous in handlers.items():
+            signal.signal(signal_number, previous)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        for number, previous in handlers.items():
+            signal.signal(number, previous)

@@ -1,0 +1,61 @@
+"""Training triplets: each train interaction once an epoch, with a negative item drawn for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from dream_pyg.errors import TrainingError
+from dream_pyg.graph.schema import INTERACTS, ITEM, label_name
+from dream_pyg.models.base import Batch
+
+
+class TripletSampler:
+    """Draws an epoch of shuffled triplets.
+
+    Negatives are uniform over the items that occur in train, without those that the user interacted with in train:
+    one per interaction, redrawn each epoch (the protocol of the field's tables).
+
+    Args:
+        graph: The graph whose train pairs are sampled.
+
+    Raises:
+        TrainingError: If no user has an item left that could be a negative.
+    """
+
+    def __init__(self, graph: HeteroData) -> None:
+        user, item = graph[INTERACTS][label_name("train")].cpu()
+        self._num_items = int(graph[ITEM].num_nodes)
+        self._keys = torch.sort(user * self._num_items + item).values
+        self._train_items = torch.unique(item)
+        # A user who has every train item has no negative: such pairs still propagate but cannot be ranked.
+        can_rank = torch.bincount(user)[user] < len(self._train_items)
+        self._user, self._item = user[can_rank], item[can_rank]
+        if len(self._user) == 0:
+            raise TrainingError(
+                "There is nothing to rank: every user has interacted with every train item. Check the interactions."
+            )
+
+    def __len__(self) -> int:
+        return len(self._user)
+
+    def epoch(self, generator: torch.Generator) -> Batch:
+        """All triplets of one epoch, shuffled; a function of the generator's state alone."""
+        order = torch.randperm(len(self), generator=generator)
+        user, pos_item = self._user[order], self._item[order]
+        return Batch(user, pos_item, self._draw_negatives(user, generator))
+
+    def _draw_negatives(self, user: Tensor, generator: torch.Generator) -> Tensor:
+        neg_item = torch.empty_like(user)
+        pending = torch.arange(len(user))
+        while len(pending):
+            drawn = torch.randint(len(self._train_items), (len(pending),), generator=generator)
+            neg_item[pending] = self._train_items[drawn]
+            pending = pending[self._interacted(user[pending], neg_item[pending])]
+        return neg_item
+
+    def _interacted(self, user: Tensor, item: Tensor) -> Tensor:
+        key = user * self._num_items + item
+        position = torch.searchsorted(self._keys, key).clamp(max=len(self._keys) - 1)
+        return self._keys[position] == key
