@@ -1,0 +1,227 @@
+"""Who interacted with what: reading interactions, cleaning them, and the value object that holds the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dream_pyg.data.tables import ITEM_COLUMNS, USER_COLUMNS, Table, parse_ids, parse_text_ids, positions
+from dream_pyg.errors import ConfigError, DataError
+
+SPLITS = ("train", "valid", "test")
+TRAIN, VALID, TEST = range(3)
+
+TIMESTAMP_COLUMNS = ("timestamp",)
+SPLIT_COLUMNS = ("x_label", "split")
+_LABELS = {
+    "0": TRAIN,
+    "1": VALID,
+    "2": TEST,
+    "train": TRAIN,
+    "valid": VALID,
+    "validation": VALID,
+    "val": VALID,
+    "test": TEST,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Interactions by internal id, each in one split, and the external id of every user and item.
+
+    Attributes:
+        user: Internal user id of each interaction (E,), int64.
+        item: Internal item id of each interaction (E,), int64.
+        split: :data:`TRAIN`, :data:`VALID` or :data:`TEST` of each interaction (E,), uint8.
+        timestamp: Time of each interaction (E,) in the file's own unit, or None.
+        user_ids: External user ids (U,); the row is the internal id.
+        item_ids: External item ids (I,); the row is the internal id. Items without interactions may be among them.
+    """
+
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    split: NDArray[np.uint8]
+    timestamp: NDArray[Any] | None
+    user_ids: pl.Series
+    item_ids: pl.Series
+
+    def __post_init__(self) -> None:
+        """Check lengths, ranges and that external ids are unique.
+
+        Raises:
+            DataError: Naming the attribute at fault.
+        """
+        for name, dtype in (("user", np.int64), ("item", np.int64), ("split", np.uint8)):
+            array = getattr(self, name)
+            if array.ndim != 1 or array.dtype != dtype:
+                raise DataError(f"{name} must be a vector of {dtype.__name__} (got {array.dtype} {array.shape}).")
+        for name in ("item", "split", "timestamp"):
+            array = getattr(self, name)
+            if array is not None and array.shape != self.user.shape:
+                raise DataError(f"{name} must be as long as user, {self.user.shape} (got {array.shape}).")
+        for name, ids in (("user", self.user_ids), ("item", self.item_ids)):
+            if ids.null_count() or ids.n_unique() != len(ids):
+                raise DataError(f"{name}_ids must be unique and without nulls.")
+            _check_range(name, getattr(self, name), len(ids))
+        _check_range("split", self.split, len(SPLITS))
+
+    @property
+    def num_users(self) -> int:
+        """U, including users without a train interaction."""
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        """I, including items without any interaction."""
+        return len(self.item_ids)
+
+    def pairs(self, split_name: str) -> NDArray[np.int64]:
+        """The interactions of one split.
+
+        Args:
+            split_name: One of :data:`SPLITS`.
+
+        Returns:
+            User and item of each (2, E of the split), in the order of the file.
+
+        Raises:
+            ConfigError: If there is no such split.
+        """
+        if split_name not in SPLITS:
+            raise ConfigError(f"The splits are {', '.join(SPLITS)} (got {split_name!r}).")
+        chosen = self.split == SPLITS.index(split_name)
+        return np.stack([self.user[chosen], self.item[chosen]])
+
+
+def read_interactions(
+    path: str | Path,
+    *,
+    user: str | None = None,
+    item: str | None = None,
+    timestamp: str | None = None,
+    split: str | None = None,
+    separator: str | None = None,
+) -> pl.DataFrame:
+    """Read interactions as MMRec or RecBole write them (``.inter``), or as ``.csv``, ``.tsv`` or ``.parquet``.
+
+    Args:
+        path: The file; text files have a header.
+        user: Column of the user ids; by default a well-known name, as for the others.
+        item: Column of the item ids.
+        timestamp: Column of the time, a number or a date.
+        split: Column that says ``train``, ``valid`` or ``test``, or 0, 1 or 2.
+        separator: Between the columns of a text file; by default by suffix.
+
+    Returns:
+        One row for each row of the file (E,) with the columns ``user_id`` and ``item_id`` (Int64 or String) and, where
+        the file has them, ``timestamp`` (Int64 or Float64) and ``split`` (UInt8).
+
+    Raises:
+        DataError: If the file is missing or damaged, a column is missing, or a value is missing or not understood.
+    """
+    table = Table.open(path, "Interactions", separator)
+    found = {
+        "user_id": table.find("user", USER_COLUMNS, user),
+        "item_id": table.find("item", ITEM_COLUMNS, item),
+        "timestamp": table.find("timestamp", TIMESTAMP_COLUMNS, timestamp, required=False),
+        "split": table.find("split", SPLIT_COLUMNS, split, required=False),
+    }
+    columns = {role: name for role, name in found.items() if name is not None}
+    frame = table.read(columns)
+    ids = parse_ids if table.separator is None else parse_text_ids
+    parsers = {"user_id": ids, "item_id": ids, "timestamp": _parse_timestamps, "split": _parse_splits}
+    return frame.select(
+        parsers[role](frame[role], f"Interactions: {table.path}, column {name!r}").alias(role)
+        for role, name in columns.items()
+    )
+
+
+def drop_duplicates(frame: pl.DataFrame) -> pl.DataFrame:
+    """Keep one row for each pair of user and item, and the order of rows.
+
+    Of several, the one in train wins over valid over test (an item seen in training is no longer held out), then the
+    earliest, then the first in the file.
+
+    Args:
+        frame: As :func:`read_interactions` returns it (E,).
+    """
+    pair = ["user_id", "item_id"]
+    rows = frame.with_row_index("row")
+    preference = [column for column in ("split", "timestamp") if column in frame.columns]
+    repeated = rows.filter(frame.select(pair).is_duplicated())
+    if repeated.is_empty():
+        return frame
+    kept = repeated.sort([*preference, "row"]).unique(subset=pair, keep="first", maintain_order=True)
+    dropped = repeated.join(kept.select("row"), on="row", how="anti")
+    keep = np.ones(len(frame), dtype=bool)
+    keep[dropped["row"].to_numpy()] = False
+    return frame.filter(pl.Series(keep))
+
+
+def k_core(frame: pl.DataFrame, k: int) -> pl.DataFrame:
+    """Drop users and items with fewer than ``k`` interactions until there are none.
+
+    Args:
+        frame: Interactions without duplicates (E,), with the columns ``user_id`` and ``item_id``.
+        k: The fewest interactions of a user and of an item; 0 and 1 change nothing.
+
+    Returns:
+        The rows that remain, in their order: the largest subset with that property.
+
+    Raises:
+        DataError: If nothing remains.
+    """
+    if k <= 1:
+        return frame
+    sides = [positions(frame[column], frame[column].unique()) for column in ("user_id", "item_id")]
+    rows = np.arange(len(frame))
+    while len(rows):
+        enough = np.logical_and(*(np.bincount(side[rows])[side[rows]] >= k for side in sides))
+        if enough.all():
+            return frame[rows]
+        rows = rows[enough]
+    raise DataError(
+        f"The {k}-core of the {len(frame)} interactions is empty: no set of users and items has at least {k} "
+        "interactions each. Lower filter.k_core, or set it to 0."
+    )
+
+
+def _parse_timestamps(values: pl.Series, where: str) -> pl.Series:
+    if values.dtype.is_temporal():
+        values = values.cast(pl.Datetime("us"), strict=False).dt.timestamp("us")
+    if values.dtype == pl.String:
+        integers = values.cast(pl.Int64, strict=False)
+        numbers = integers if integers.null_count() == 0 else values.cast(pl.Float64, strict=False)
+    elif values.dtype.is_integer():
+        numbers = values.cast(pl.Int64, strict=False)
+    else:
+        numbers = values.cast(pl.Float64, strict=False)
+    if numbers.is_finite().fill_null(False).all():
+        return numbers
+    row = int((~numbers.is_finite().fill_null(False)).arg_max())
+    raise DataError(
+        f"{where}: expected a number or a date in each row, got {values[row]!r} in row {row + 1} (rows count from 1 "
+        "below the header). Give every row its time, or remove the column."
+    )
+
+
+def _parse_splits(values: pl.Series, where: str) -> pl.Series:
+    words = values.cast(pl.String).str.strip_chars().str.to_lowercase()
+    splits = words.replace_strict(_LABELS, default=None, return_dtype=pl.UInt8)
+    if not splits.null_count():
+        return splits
+    row = int(splits.is_null().arg_max())
+    raise DataError(
+        f"{where}: expected 0, 1 or 2 for train, valid or test, or these words, got {values[row]!r} in row {row + 1} "
+        "(rows count from 1 below the header). Correct the value, or remove the column to split anew."
+    )
+
+
+def _check_range(name: str, array: NDArray[Any], count: int) -> None:
+    if len(array) and not 0 <= int(array.min()) <= int(array.max()) < count:
+        raise DataError(f"{name} must be from 0 to {count - 1} (got {array.min()} to {array.max()}).")
