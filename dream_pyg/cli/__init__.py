@@ -1,0 +1,70 @@
+"""The command line: every command parses, calls one library function and prints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import IO, Any
+
+import click
+
+from dream_pyg.cli.demo import demo
+from dream_pyg.cli.graph import build_graph
+from dream_pyg.cli.inspect import inspect, models
+from dream_pyg.cli.serve import export, recommend
+from dream_pyg.cli.train import evaluate, train
+from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class _Failure(click.ClickException):
+    """One ``Error:`` line on standard error and an exit code; no traceback."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"Error: {' '.join(self.message.split())}", file=file, err=True)
+
+
+class _Commands(click.Group):
+    """Turns every error that the library names into an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Interrupted as error:
+            raise _Failure(str(error), EXIT_INTERRUPTED) from error
+        except KeyboardInterrupt as error:
+            raise _Failure("Interrupted before anything was written.", EXIT_INTERRUPTED) from error
+        except ConfigError as error:
+            raise _Failure(str(error), EXIT_USAGE) from error
+        except DreamPygError as error:
+            raise _Failure(str(error), EXIT_FAILURE) from error
+        except MemoryError as error:
+            raise _Failure(f"Out of memory: {error}", EXIT_FAILURE) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="dream-pyg")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+def main(quiet: bool) -> None:
+    """Multimodal recommendation with DREAM and its peers: build a graph once, train, evaluate, recommend.
+
+    Results go to standard output, progress to standard error. Exit codes: 0 done, 1 failure, 2 wrong usage or
+    configuration, 130 interrupted with the state saved.
+
+    \b
+    Example:
+      dream-pyg demo
+    """
+    logger = logging.getLogger("dream_pyg")
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.propagate = False
+
+
+for command in (build_graph, train, evaluate, recommend, export, inspect, models, demo):
+    main.add_command(command)

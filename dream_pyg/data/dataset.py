@@ -250,6 +250,15 @@ class DatasetConfig(_Section):
             raise ConfigError(f"The dataset {self.name!r} has no modality {name!r} (it has: {known}).")
         return self._with_modalities({key: value for key, value in self.modalities.items() if key != name})
 
+    def with_section(self, section: str, **values: Any) -> Self:
+        """Set values of a section such as ``"split"`` or ``"filter"``.
+
+        Raises:
+            ConfigError: If a key is unknown or a value is out of range.
+        """
+        updated = {**self.model_dump(), section: {**(self.model_dump()[section] or {}), **values}}
+        return self._validated(updated, f"dataset {self.name!r}", self._directory)
+
     def files(self, data_dir: str | Path | None = None) -> dict[str, Path]:
         """The path of each input file by its role, such as ``interactions`` or ``image.features``.
 
@@ -266,7 +275,7 @@ class DatasetConfig(_Section):
         return files
 
     def _with_modalities(self, modalities: Mapping[str, Any]) -> Self:
-        values = self.model_dump(exclude={"modalities"}) | {"modalities": dict(modalities)}
+        values = {**self.model_dump(), "modalities": dict(modalities)}
         return self._validated(values, f"dataset {self.name!r}", self._directory)
 
     @classmethod

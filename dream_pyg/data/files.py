@@ -136,6 +136,19 @@ def existing_file(path: str | Path, what: str) -> Path:
     return path
 
 
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """The non-empty lines of a UTF-8 text file, without surrounding blanks.
+
+    Raises:
+        DataError: If it is missing or not text.
+    """
+    try:
+        lines = existing_file(path, what).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what}: {path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
 def sha256_file(path: str | Path) -> str:
     """The SHA-256 digest of a file's content, in hexadecimal."""
     digest = hashlib.sha256()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -35,10 +35,17 @@ def _one(item: Any, schema: type[Any]) -> str:
 
 def _known_keys(schema: Any, location: tuple[Any, ...]) -> list[str]:
     for part in location:
-        fields = getattr(schema, "model_fields", {})
-        schema = fields[part].annotation if part in fields else None
+        schema = _entry(schema, part)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return list(schema.model_fields)
     if dataclasses.is_dataclass(schema):
         return [field.name for field in dataclasses.fields(schema)]
     return []
+
+
+def _entry(schema: Any, key: Any) -> Any:
+    """The type of what ``schema``, a model or a mapping to models, holds under ``key``."""
+    fields = getattr(schema, "model_fields", {})
+    annotation = fields[key].annotation if key in fields else next(reversed(get_args(schema)), None)
+    optional = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return optional[0] if type(None) in get_args(annotation) else annotation

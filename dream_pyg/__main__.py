@@ -1,0 +1,6 @@
+"""``python -m dream_pyg`` and the ``dream-pyg`` command."""
+
+from dream_pyg.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""``dream-pyg build-graph``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dream_pyg.cli.output import format_option, print_json, print_table
+from dream_pyg.data.dataset import DatasetConfig
+from dream_pyg.errors import ConfigError
+from dream_pyg.graph.store import StoredGraph, build_store
+
+_EPILOG = """\b
+Examples:
+  dream-pyg build-graph datasets/baby --data-dir ~/data/baby --out graphs/baby
+  dream-pyg build-graph clicks.csv --user-column uid --item-column sku \\
+      --features image=image.parquet --features text=text.parquet --split random --out graphs/mine
+"""
+
+
+@click.command("build-graph", epilog=_EPILOG)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the graph store to write.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files named in dataset.toml lie.")
+@click.option("--features", multiple=True, metavar="MODALITY=FILE", help="Item features (.npy, .safetensors, .parquet).")
+@click.option("--neighbors", multiple=True, metavar="MODALITY=FILE", help="A ready item kNN graph (.npz, .safetensors, .parquet).")
+@click.option("--user-column", help="Column of user ids, for a SOURCE that is an interaction file.")
+@click.option("--item-column", help="Column of item ids.")
+@click.option("--timestamp-column", help="Column of timestamps.")
+@click.option("--split-column", help="Column that gives each row's split.")
+@click.option("--split", type=click.Choice(["given", "random", "leave_last_out", "time"]), help="How to split.")
+@click.option("--split-seed", type=int, help="Seed of a random split.")
+@click.option("--k-core", type=click.IntRange(min=0), help="Keep users and items with at least this many interactions.")
+@click.option("-k", "--num-neighbors", type=int, default=10, show_default=True, help="Neighbours per node in every relation graph.")
+@click.option("--include-self", is_flag=True, help="Count a node as one of its own neighbours.")
+@click.option("--user-graphs/--no-user-graphs", default=True, show_default=True, help="Build user-user graphs.")
+@click.option("--overwrite", is_flag=True, help="Replace a store of other inputs or parameters.")
+@format_option
+def build_graph(source: Path, out: Path, data_dir: Path | None, output_format: str, **options: Any) -> None:
+    """Build the graph store of SOURCE: a folder with a dataset.toml, that file, or an interaction file.
+
+    Reads interactions and features, finds the k nearest items and users by cosine for every modality with faiss, and
+    writes everything once. Run again with the same inputs and parameters, it reuses what is there.
+    """
+    started = time.perf_counter()
+    config = _dataset_config(source, options)
+    stored, reused = build_store(
+        config,
+        out,
+        data_dir=data_dir,
+        num_neighbors=options["num_neighbors"],
+        include_self=options["include_self"],
+        user_graphs=options["user_graphs"],
+        overwrite=options["overwrite"],
+    )
+    summary = _summary(stored, reused, time.perf_counter() - started)
+    if output_format == "json":
+        print_json(summary)
+    else:
+        print_table([{"": key, "value": value} for key, value in summary.items()])
+
+
+def _dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
+    toml = source / "dataset.toml" if source.is_dir() else source
+    columns = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "split")}
+    columns = {name: column for name, column in columns.items() if column is not None}
+    if toml.suffix == ".toml":
+        if columns:
+            raise ConfigError("Column options name columns of an interaction file; set them in dataset.toml instead.")
+        config = DatasetConfig.load(toml)
+    else:
+        config = DatasetConfig.create(interactions={"path": str(source.absolute()), **columns})
+    for section, keys in {"split": {"method": "split", "seed": "split_seed"}, "filter": {"k_core": "k_core"}}.items():
+        values = {key: options[option] for key, option in keys.items() if options[option] is not None}
+        if values:
+            config = config.with_section(section, **values)
+    for kind in ("features", "neighbors"):
+        for assignment in options[kind]:
+            modality, equals, file = assignment.partition("=")
+            if not equals or not modality or not file:
+                raise ConfigError(f"--{kind} wants MODALITY=FILE (got {assignment!r}), for example image=image.npy.")
+            config = config.with_modality(modality, **{kind: file})
+    return config
+
+
+def _summary(stored: StoredGraph, reused: bool, seconds: float) -> dict[str, Any]:
+    counts = stored.info["counts"]
+    return {
+        "graph": str(stored.path),
+        "state": "reused" if reused else "built",
+        "seconds": round(seconds, 2),
+        **{key: value for key, value in counts.items() if key != "edges"},
+        **{f"{relation} edges": count for relation, count in counts["edges"].items()},
+        **{key.replace("_", " "): value for key, value in stored.info["report"].items() if not isinstance(value, dict)},
+        "fingerprint": stored.fingerprint[:12],
+    }

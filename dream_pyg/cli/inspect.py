@@ -1,0 +1,67 @@
+"""``dream-pyg inspect`` and ``dream-pyg models``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dream_pyg.cli.output import format_option, print_json, print_table
+from dream_pyg.config import RunConfig
+from dream_pyg.data.files import read_json
+from dream_pyg.graph.store import load_graph
+from dream_pyg.models import MODELS
+from dream_pyg.training.run import RunPaths
+
+
+@click.command(epilog="\b\nExample:\n  dream-pyg inspect graphs/baby")
+@click.argument("path", type=click.Path(path_type=Path))
+@format_option
+def inspect(path: Path, output_format: str) -> None:
+    """Show what a graph store or a run holds; a store's checksums are verified."""
+    paths = RunPaths(path)
+    described = _describe_run(paths) if paths.config.is_file() else load_graph(path).info
+    if output_format == "json":
+        print_json(described)
+    else:
+        print_table([{"": key, "value": value} for key, value in _flat(described).items()])
+
+
+@click.command(epilog="\b\nExample:\n  dream-pyg models --format json")
+@format_option
+def models(output_format: str) -> None:
+    """List the models, their papers and their hyper-parameters with defaults."""
+    listed = [
+        {
+            "model": name,
+            "what": (model.__doc__ or "").strip().splitlines()[0],
+            "hyper-parameters": {
+                field.name: field.default
+                for field in dataclasses.fields(model.Config)  # type: ignore[arg-type] - made one by its decorator
+            },
+        }
+        for name, model in MODELS.items()
+    ]
+    if output_format == "json":
+        print_json(listed)
+        return
+    for entry in listed:
+        click.echo(f"{entry['model']:<12}{entry['what']}")
+        for name, default in entry["hyper-parameters"].items():
+            click.echo(f"{'':<14}{name} = {default}")
+
+
+def _describe_run(paths: RunPaths) -> dict[str, Any]:
+    described = {"config": RunConfig.load(paths.config).to_dict(), **read_json(paths.info)}
+    if paths.test_metrics.is_file():
+        described["test"] = read_json(paths.test_metrics)
+    return described
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return flat

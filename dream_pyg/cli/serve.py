@@ -1,0 +1,71 @@
+"""``dream-pyg recommend`` and ``dream-pyg export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dream_pyg.cli.output import format_option, print_json, print_table
+from dream_pyg.data.files import read_lines
+from dream_pyg.serving import EXPORT_FORMATS, check_table_path, export_run, recommend_table, write_table
+from dream_pyg.training.run import load_run
+
+_RECOMMEND_EPILOG = """\b
+Examples:
+  dream-pyg recommend runs/dream --user A1HK2FQW6KXQB2 -k 5
+  dream-pyg recommend runs/dream -k 50 --out top50.parquet
+"""
+_EXPORT_EPILOG = """\b
+Example:
+  dream-pyg export runs/dream --out shipped
+"""
+
+
+@click.command(epilog=_RECOMMEND_EPILOG)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--user", "users", multiple=True, help="External id of a user; repeat for more. By default all users.")
+@click.option("--users-file", type=click.Path(path_type=Path), help="A text file with one external user id a line.")
+@click.option("-k", type=int, default=10, show_default=True, help="Items per user.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write .parquet, .csv or .json instead of printing.")
+@click.option("--include-seen", is_flag=True, help="Allow items that the user has interacted with.")
+@click.option("--graph", type=click.Path(path_type=Path), help="The graph store, if it has moved since training.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
+@format_option
+def recommend(
+    run: Path,
+    users: tuple[str, ...],
+    users_file: Path | None,
+    k: int,
+    out: Path | None,
+    include_seen: bool,
+    graph: Path | None,
+    device: str,
+    output_format: str,
+) -> None:
+    """Recommend the top k items to users, by the external ids of the data."""
+    if out is not None:
+        check_table_path(out)
+    wanted = [*users, *(read_lines(users_file, "users file") if users_file is not None else [])]
+    loaded = load_run(run, device=device, graph=graph)
+    frame = recommend_table(loaded, k, wanted or None, include_seen=include_seen)
+    if out is not None:
+        write_table(frame, out)
+        click.echo(f"{len(frame):,} recommendations written to {out}")
+    elif output_format == "json":
+        print_json(frame.to_dicts())
+    else:
+        print_table(frame.to_dicts())
+
+
+@click.command(epilog=_EXPORT_EPILOG)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to create.")
+@click.option("--as", "file_format", type=click.Choice(EXPORT_FORMATS), default="safetensors", show_default=True,
+              help="How embeddings are stored.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace the directory if it exists.")
+@click.option("--graph", type=click.Path(path_type=Path), help="The graph store, if it has moved since training.")
+def export(run: Path, out: Path, file_format: str, overwrite: bool, graph: Path | None) -> None:
+    """Write embeddings, external ids and a faiss index that answers the same top-k."""
+    info = export_run(load_run(run, device="cpu", graph=graph), out, format=file_format, overwrite=overwrite)
+    click.echo(f"{info['users']:,} users and {info['items']:,} items x {info['embedding_dim']} written to {out}")

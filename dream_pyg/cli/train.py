@@ -1,0 +1,90 @@
+"""``dream-pyg train`` and ``dream-pyg evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dream_pyg.cli.output import format_option, print_json, print_table
+from dream_pyg.config import RunConfig
+from dream_pyg.errors import ResumeError
+from dream_pyg.training.run import RunPaths, load_run
+from dream_pyg.training.trainer import evaluate_lines
+from dream_pyg.training.trainer import train as train_run
+
+_TRAIN_EPILOG = """\b
+Examples:
+  dream-pyg train graphs/baby --model dream --run runs/dream --set training.seed=1
+  dream-pyg train --resume --run runs/dream
+"""
+_EVALUATE_EPILOG = """\b
+Example:
+  dream-pyg evaluate runs/dream --split test -k 20 --format json
+"""
+
+
+@click.command(epilog=_TRAIN_EPILOG)
+@click.argument("graph", required=False, type=click.Path(path_type=Path))
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of the run to write.")
+@click.option("--model", help="Model to train; see `dream-pyg models`.")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="A TOML file with graph, [model] and [training].")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value.")
+@click.option("--seed", type=int, help="Short for --set training.seed=N.")
+@click.option("--device", help="Short for --set training.device=NAME: auto, cpu, cuda, cuda:1.")
+@click.option("--resume", is_flag=True, help="Continue the run that is there.")
+@format_option
+def train(
+    graph: Path | None,
+    run: Path,
+    model: str | None,
+    file: Path | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str | None,
+    resume: bool,
+    output_format: str,
+) -> None:
+    """Train a model on a GRAPH store, stop early on validation, and evaluate its best epoch on test once."""
+    paths = RunPaths(run)
+    if resume and file is None:
+        if not paths.config.is_file():
+            raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
+        file = paths.config
+    short = {"training.seed": seed, "training.device": device}
+    overrides = (*overrides, *(f"{key}={value}" for key, value in short.items() if value is not None))
+    config = RunConfig.create(file=file, graph=graph, model=model, overrides=overrides)
+    result = train_run(config, run, resume=resume)
+    if output_format == "json":
+        print_json({**result._asdict(), "run": str(result.run)})
+    else:
+        print_table(
+            [
+                {"split": "valid", **_at(result.valid_metrics, 20)},
+                {"split": "test", **_at(result.test_metrics, 20)},
+            ]
+        )
+        click.echo(f"best epoch {result.best_epoch} of {result.epochs}; everything is in {result.run}")
+
+
+@click.command(epilog=_EVALUATE_EPILOG)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--split", default="test", show_default=True, help="train, valid or test.")
+@click.option("-k", "ks", type=int, multiple=True, default=(10, 20), show_default=True, help="Cut-off; repeat for more.")
+@click.option("--mask-valid", is_flag=True, help="Leave validation items out of the test ranking (published tables do not).")
+@click.option("--graph", type=click.Path(path_type=Path), help="The graph store, if it has moved since training.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
+@format_option
+def evaluate(
+    run: Path, split: str, ks: tuple[int, ...], mask_valid: bool, graph: Path | None, device: str, output_format: str
+) -> None:
+    """Rank the whole catalogue with a RUN's best epoch: the model, and each of its lines alone where it has two."""
+    lines = evaluate_lines(load_run(run, device=device, graph=graph), split, ks=ks, mask_valid=mask_valid)
+    if output_format == "json":
+        print_json({"run": str(run), "split": split, "mask_valid": mask_valid, "lines": lines})
+    else:
+        print_table([{"representation": name, **metrics} for name, metrics in lines.items()])
+
+
+def _at(metrics: dict[str, float], k: int) -> dict[str, float]:
+    return {name: metrics[name] for name in (f"recall@{k}", f"ndcg@{k}") if name in metrics}

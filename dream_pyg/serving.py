@@ -1,0 +1,161 @@
+"""What a user ships: recommendations with external ids, and embeddings with an index that answers the same top-k."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import polars as pl
+import torch
+
+from dream_pyg.data.files import atomic_directory, atomic_path, save_tensors, sha256_file, write_json
+from dream_pyg.errors import ConfigError, DataError
+from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.ranking import Ranking, SeenItems, rank_blocks
+from dream_pyg.training.run import Run
+
+TABLE_FORMATS = (".parquet", ".csv", ".json")
+EXPORT_FORMATS = ("safetensors", "parquet")
+
+
+def recommend_table(
+    run: Run, k: int, users: Sequence[Any] | None = None, *, include_seen: bool = False, mask_valid: bool = True
+) -> pl.DataFrame:
+    """Top-k recommendations with external ids.
+
+    Args:
+        run: A finished run.
+        k: Items per user.
+        users: External ids, or their text; all users by default.
+        include_seen: Whether items that the user interacted with may be recommended again.
+        mask_valid: Whether items of the valid and test splits count as seen, as they should outside of evaluation.
+
+    Returns:
+        Columns ``user_id``, ``rank`` (from 1), ``item_id``, ``score``. A user with fewer than k unseen items gets
+        fewer rows.
+
+    Raises:
+        ConfigError: If k is not positive.
+        DataError: If a user is unknown.
+    """
+    if k < 1:
+        raise ConfigError(f"The number of recommendations must be positive (got {k}).")
+    rows = torch.arange(run.model.num_users) if users is None else _user_rows(run, users)
+    store = run.graph[INTERACTS]
+    seen = None
+    if not include_seen:
+        splits = ("train", "valid", "test") if mask_valid else ("train",)
+        pairs = torch.cat([store[label_name(split)] for split in splits], dim=1)
+        seen = SeenItems.from_pairs(pairs, run.model.num_users)
+    blocks = rank_blocks(run.embeddings(), rows.to(store.edge_index.device), k, seen)
+    frames = [_frame(run, block) for block in blocks]
+    return pl.concat(frames) if frames else _frame(run, Ranking(rows, rows.new_empty(0, 1), torch.empty(0, 1)))
+
+
+def write_table(frame: pl.DataFrame, path: str | Path) -> None:
+    """Write a table atomically as Parquet, CSV or JSON (a list of objects), by the path's suffix.
+
+    Raises:
+        ConfigError: If the suffix is none of these.
+    """
+    path = Path(path)
+    check_table_path(path)
+    with atomic_path(path) as temporary:
+        if path.suffix == ".parquet":
+            frame.write_parquet(temporary)
+        elif path.suffix == ".csv":
+            frame.write_csv(temporary)
+        else:
+            frame.write_json(temporary)
+
+
+def check_table_path(path: Path) -> None:
+    """Refuse a table path of unknown format before any work is done."""
+    if path.suffix not in TABLE_FORMATS:
+        raise ConfigError(f"Cannot tell the format of {path}; expected a name ending in {', '.join(TABLE_FORMATS)}.")
+
+
+def export_run(run: Run, path: str | Path, *, format: str = "safetensors", overwrite: bool = False) -> dict[str, Any]:
+    """Write embeddings, external ids and a faiss index into a new directory.
+
+    The directory holds ``embeddings.safetensors`` (tensors ``user`` (U, D) and ``item`` (I, D)) with ``users.parquet``
+    and ``items.parquet`` (external ids in row order), or with ``format="parquet"`` the same two tables with a column
+    ``embedding`` instead; ``items.faiss``, an inner-product index over the item rows, so that searching it with a user
+    row gives that user's top-k before seen items are left out; and ``export.json``.
+
+    Args:
+        run: A finished run.
+        path: The directory to create.
+        format: ``"safetensors"`` or ``"parquet"``.
+        overwrite: Whether an existing directory may be replaced.
+
+    Returns:
+        What ``export.json`` says.
+    """
+    if format not in EXPORT_FORMATS:
+        raise ConfigError(f"Unknown export format {format!r}; expected one of {', '.join(EXPORT_FORMATS)}.")
+    user, item = (part.cpu().float().contiguous() for part in run.embeddings())
+    tables = {"users": ("user_id", run.stored.user_ids, user), "items": ("item_id", run.stored.item_ids, item)}
+    with atomic_directory(path, replace=overwrite) as directory:
+        for name, (column, ids, rows) in tables.items():
+            frame = pl.DataFrame({column: ids})
+            if format == "parquet":
+                frame = frame.with_columns(pl.Series("embedding", rows.numpy(), dtype=pl.Array(pl.Float32, rows.size(1))))
+            frame.write_parquet(directory / f"{name}.parquet")
+        if format == "safetensors":
+            save_tensors(directory / "embeddings.safetensors", {"user": user, "item": item})
+        index = faiss.IndexFlatIP(item.size(1))
+        index.add(item.numpy())
+        (directory / "items.faiss").write_bytes(faiss.serialize_index(index).tobytes())
+        info = {
+            "model": run.config.model_name,
+            "dataset": run.stored.name,
+            "graph_fingerprint": run.stored.fingerprint,
+            "users": len(user),
+            "items": len(item),
+            "embedding_dim": item.size(1),
+            "score": "inner product",
+            "files": {file.name: sha256_file(file) for file in sorted(directory.iterdir())},
+        }
+        write_json(directory / "export.json", info)
+    return info
+
+
+def load_index(path: str | Path) -> faiss.Index:
+    """Load ``items.faiss`` of an export."""
+    return faiss.deserialize_index(np.frombuffer(Path(path).read_bytes(), dtype=np.uint8))
+
+
+def _user_rows(run: Run, users: Sequence[Any]) -> torch.Tensor:
+    known = run.stored.user_ids
+    # Ids arrive as text from a command line, whatever their type in the data.
+    text = pl.Series("user_id", [str(user) for user in users], dtype=pl.String)
+    positions = pl.DataFrame({"user_id": known.cast(pl.String), "row": np.arange(len(known))})
+    found = pl.DataFrame({"user_id": text}).join(positions, on="user_id", how="left", maintain_order="left")
+    missing = found.filter(pl.col("row").is_null())["user_id"].unique(maintain_order=True).to_list()
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{len(missing)} of {len(users)} users are not in the graph: {', '.join(missing[:5])}{more}. "
+            "Give ids as they stand in the interactions, or build the graph with these users."
+        )
+    return torch.from_numpy(found["row"].to_numpy().astype(np.int64))
+
+
+def _frame(run: Run, ranking: Ranking) -> pl.DataFrame:
+    user, item, score = (part.cpu() for part in ranking)
+    kept = (item >= 0).flatten().numpy()
+    k = item.size(1)
+    rank = np.tile(np.arange(1, k + 1, dtype=np.int32), len(user))
+    user_rows = np.repeat(user.numpy(), k)[kept]
+    return pl.DataFrame(
+        {
+            "user_id": run.stored.user_ids[user_rows],
+            "rank": rank[kept],
+            "item_id": run.stored.item_ids[item.flatten().numpy()[kept]],
+            "score": score.flatten().numpy()[kept],
+        }
+    )
