@@ -11,6 +11,7 @@ import click
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.data.dataset import DatasetConfig
 from dream_pyg.errors import ConfigError
+from dream_pyg.graph.schema import SPLITS
 from dream_pyg.graph.store import StoredGraph, build_store
 
 _EPILOG = """\b
@@ -88,12 +89,13 @@ def _dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
 
 def _summary(stored: StoredGraph, reused: bool, seconds: float) -> dict[str, Any]:
     counts = stored.info["counts"]
+    counted = {"num_users", "num_items", "num_interactions", *SPLITS}
     return {
         "graph": str(stored.path),
         "state": "reused" if reused else "built",
         "seconds": round(seconds, 2),
         **{key: value for key, value in counts.items() if key != "edges"},
-        **{f"{relation} edges": count for relation, count in counts["edges"].items()},
-        **{key.replace("_", " "): value for key, value in stored.info["report"].items() if not isinstance(value, dict)},
+        **{f"edges {edge_type}": count for edge_type, count in counts["edges"].items()},
+        **{key.replace("_", " "): value for key, value in stored.info["report"].items() if key not in counted},
         "fingerprint": stored.fingerprint[:12],
     }

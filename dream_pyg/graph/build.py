@@ -10,6 +10,7 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg.data.dataset import Dataset
 from dream_pyg.data.features import FeatureMatrix, Neighbors
+from dream_pyg.graph.csr import csr_product
 from dream_pyg.graph.knn import cosine_knn
 from dream_pyg.graph.schema import (
     INTERACTS,
@@ -141,7 +142,8 @@ class UserFeatures:
 
     def take(self, start: int, stop: int) -> np.ndarray:
         """The features of users ``start`` to ``stop`` as float32 (stop - start, F); zeros for a user without any."""
-        pointer = torch.from_numpy(self._pointer[start : stop + 1] - self._pointer[start])
+        stop = min(stop, self.shape[0])
+        pointer = self._pointer[start : stop + 1] - self._pointer[start]
         item = self._item[self._pointer[start] : self._pointer[stop]]
         unique, position = np.unique(item, return_inverse=True)
         total = np.zeros((stop - start, self.shape[1]), dtype=np.float32)
@@ -152,15 +154,15 @@ class UserFeatures:
             items = unique[first : first + chunk]
             within = (position >= first) & (position < first + chunk)
             kept_before = np.concatenate([[0], np.cumsum(within)])
-            matrix = torch.sparse_csr_tensor(
-                torch.from_numpy(kept_before[pointer.numpy()]),
+            rows = self._features.take_rows(items)
+            with_count = torch.from_numpy(np.concatenate([rows, self._has[items, None]], axis=1))
+            summed = csr_product(
+                torch.from_numpy(kept_before[pointer]),
                 torch.from_numpy(position[within] - first),
                 torch.ones(int(within.sum())),
                 (stop - start, len(items)),
-            )
-            rows = self._features.take_rows(items)
-            with_count = torch.from_numpy(np.concatenate([rows, self._has[items, None]], axis=1))
-            summed = torch.sparse.mm(matrix, with_count, "sum").numpy()
+                with_count,
+            ).numpy()
             total += summed[:, :-1]
             count += summed[:, -1:]
         return total / np.maximum(count, 1)

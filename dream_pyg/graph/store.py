@@ -249,7 +249,7 @@ def _counts(graph: HeteroData) -> dict[str, Any]:
         "users": graph[USER].num_nodes,
         "items": graph[ITEM].num_nodes,
         **{split: graph[INTERACTS][label_name(split)].size(1) for split in SPLITS},
-        "edges": {relation: graph[s, relation, t].num_edges for s, relation, t in graph.edge_types},
+        "edges": {" ".join(edge_type): graph[edge_type].num_edges for edge_type in graph.edge_types},
     }
 
 

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def info_nce(query: Tensor, key: Tensor, temperature: float, *, normalize: bool = True) -> Tensor:
+def info_nce(
+    query: Tensor, key: Tensor, temperature: float, *, normalize: bool = True, dtype: torch.dtype | None = None
+) -> Tensor:
     r"""In-batch InfoNCE (arXiv 1807.03748, Eq. 4) where row b of ``key`` is the positive of row b of ``query``.
 
     .. math::
@@ -22,13 +24,15 @@ def info_nce(query: Tensor, key: Tensor, temperature: float, *, normalize: bool 
         temperature: :math:`\tau > 0`.
         normalize: Whether rows are scaled to unit length first. Then logits cannot exceed :math:`1/\tau`, and one
             fused function with a single (B, B) buffer computes loss and gradients.
+        dtype: Type of the (B, B) buffer and of the products with it, ``torch.bfloat16`` for speed; by default that
+            of ``query``. Sums over rows, the loss and both gradients keep the type of ``query``.
 
     Returns:
         The mean over the batch, a scalar.
     """
     if not normalize:
         return F.cross_entropy(query @ key.T / temperature, torch.arange(len(query), device=query.device))
-    return _UnitInfoNCE.apply(F.normalize(query, dim=-1), F.normalize(key, dim=-1), temperature)
+    return _UnitInfoNCE.apply(F.normalize(query, dim=-1), F.normalize(key, dim=-1), temperature, dtype or query.dtype)
 
 
 class _UnitInfoNCE(torch.autograd.Function):
@@ -39,26 +43,28 @@ class _UnitInfoNCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
         bound = 1.0 / temperature
-        exponentials = torch.mm(query * bound, key.T).sub_(bound).exp_()
-        row_sum = exponentials.sum(dim=1)
+        exponentials = torch.mm((query * bound).to(dtype), key.to(dtype).T).sub_(bound).exp_()
+        row_sum = exponentials.sum(dim=1, dtype=query.dtype)
         ctx.save_for_backward(query, key, exponentials, row_sum)
         ctx.scale = bound / len(query)
         positive = (query * key).sum(dim=1) * bound
         return (row_sum.log() + bound - positive).mean()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
         query, key, exponentials, row_sum = ctx.saved_tensors
-        scale = grad * ctx.scale
+        dtype, scale = exponentials.dtype, grad * ctx.scale
         inverse = row_sum.reciprocal().unsqueeze(1)
         query_grad = key_grad = None
         if ctx.needs_input_grad[0]:
-            query_grad = (exponentials @ key).mul_(inverse).sub_(key).mul_(scale)
+            expected_key = (exponentials @ key.to(dtype)).to(query.dtype) * inverse
+            query_grad = (expected_key - key).mul_(scale)
         if ctx.needs_input_grad[1]:
-            key_grad = (exponentials.T @ (query * inverse)).sub_(query).mul_(scale)
-        return query_grad, key_grad, None
+            expected_query = (exponentials.T @ (query * inverse).to(dtype)).to(query.dtype)
+            key_grad = (expected_query - query).mul_(scale)
+        return query_grad, key_grad, None, None
 
 
 class BehaviorModalAlignment(nn.Module):
@@ -75,6 +81,7 @@ class BehaviorModalAlignment(nn.Module):
         inter_weight: Weight of inter-alignment; 0 leaves it out.
         temperature: :math:`\tau` of every InfoNCE.
         normalize: Whether InfoNCE compares unit rows.
+        dtype: Type of the in-batch products; see :func:`info_nce`.
 
     Note:
         Fidelity: the terms and their direction (users query items, behavior queries modal) are EXACT; unit rows and
@@ -82,13 +89,20 @@ class BehaviorModalAlignment(nn.Module):
     """
 
     def __init__(
-        self, intra_weight: float, inter_weight: float, *, temperature: float = 0.2, normalize: bool = True
+        self,
+        intra_weight: float,
+        inter_weight: float,
+        *,
+        temperature: float = 0.2,
+        normalize: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.intra_weight = intra_weight
         self.inter_weight = inter_weight
         self.temperature = temperature
         self.normalize = normalize
+        self.dtype = dtype
 
     def forward(
         self, behavior_user: Tensor, behavior_item: Tensor, modal_user: Tensor, modal_item: Tensor
@@ -114,7 +128,7 @@ class BehaviorModalAlignment(nn.Module):
         return terms
 
     def _info_nce(self, query: Tensor, key: Tensor) -> Tensor:
-        return info_nce(query, key, self.temperature, normalize=self.normalize)
+        return info_nce(query, key, self.temperature, normalize=self.normalize, dtype=self.dtype)
 
     def extra_repr(self) -> str:
         """What distinguishes this module in a printed model."""

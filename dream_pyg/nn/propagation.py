@@ -9,6 +9,8 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import MessagePassing
 
+from dream_pyg.graph.csr import csr_product
+
 
 class Propagation(MessagePassing):
     r"""One hop of weighted neighbourhood sums, the layer of LightGCN (arXiv 2002.02126, Eq. 3).
@@ -75,12 +77,3 @@ class _SparseProduct(torch.autograd.Function):
 
 def _permuted(edge_weight: Tensor, perm: Tensor | None) -> Tensor:
     return edge_weight if perm is None else edge_weight[perm]
-
-
-def csr_product(pointer: Tensor, index: Tensor, value: Tensor, size: tuple[int, int], x: Tensor) -> Tensor:
-    """The product of a CSR matrix, given by its parts, and dense rows ``x``; no gradient."""
-    matrix = torch.sparse_csr_tensor(pointer, index, value.to(x.dtype), size)
-    if x.is_cuda:
-        return matrix @ x
-    # The reducing product is several times faster than `@` on a CPU, and only exists there.
-    return torch.sparse.mm(matrix, x.contiguous(), "sum")

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from dream_pyg.graph.csr import csr_product
 from dream_pyg.graph.schema import ITEM, REV_INTERACTS, USER, count_name, feature_name
-from dream_pyg.nn.propagation import Propagation, csr_product
+from dream_pyg.nn.propagation import Propagation
 
 
 def mean_over_items(propagation: Propagation, graph: HeteroData, modality: str, projected: Tensor) -> Tensor:
