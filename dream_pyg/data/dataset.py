@@ -374,10 +374,12 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
     core = k_core(unique, config.filter.k_core)
 
     raw_item = positions(core["item_id"], catalogue)
-    items = np.unique(raw_item) if config.filter.k_core else np.arange(len(catalogue))
+    items = np.flatnonzero(_counts(raw_item, len(catalogue)) >= min(config.filter.k_core, 1))
+    new_item = np.full(len(catalogue), -1, dtype=np.int64)
+    new_item[items] = np.arange(len(items))
     user_ids = core["user_id"].unique().sort()
     user = positions(core["user_id"], user_ids)
-    item = np.searchsorted(items, raw_item)
+    item = new_item[raw_item]
     split = _split(core, user, method, config.split)
     counts = {"num_users": len(user_ids), "num_items": len(items), "num_interactions": len(core), **_sizes(split)}
     _check_expected(config, counts)
@@ -402,7 +404,7 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
         "num_items": interactions.num_items,
         "num_interactions": len(interactions.user),
         **_sizes(interactions.split),
-        "cold_items": interactions.num_items - len(np.unique(interactions.item)),
+        "cold_items": int(np.count_nonzero(_counts(interactions.item, interactions.num_items) == 0)),
         **{f"items_without_{name}": int(np.count_nonzero(~modality.has)) for name, modality in modalities.items()},
     }
     return Dataset(config.name, interactions, modalities, inputs, report)
@@ -488,7 +490,11 @@ def _read_modality(name: str, files: Mapping[str, Path], catalogue: pl.Series) -
 
 
 def _sizes(split: Labels) -> dict[str, int]:
-    return dict(zip(SPLITS, np.bincount(split, minlength=len(SPLITS)).tolist(), strict=True))
+    return dict(zip(SPLITS, _counts(split, len(SPLITS)).tolist(), strict=True))
+
+
+def _counts(ids: NDArray[Any], size: int) -> NDArray[np.int64]:
+    return np.bincount(ids, minlength=size)
 
 
 def _check_expected(config: DatasetConfig, counts: Mapping[str, int]) -> None:

@@ -192,15 +192,14 @@ def k_core(frame: pl.DataFrame, k: int) -> pl.DataFrame:
 
 
 def _parse_timestamps(values: pl.Series, where: str) -> pl.Series:
-    if values.dtype.is_temporal():
-        values = values.cast(pl.Datetime("us"), strict=False).dt.timestamp("us")
-    if values.dtype == pl.String:
+    if values.dtype in (pl.Date, pl.Datetime):
+        values = values.cast(pl.Datetime("us")).dt.timestamp("us")
+    if not (values.dtype.is_numeric() or values.dtype == pl.String):
+        raise DataError(f"{where}: expected numbers or dates, got {values.dtype}. Convert the column, or remove it.")
+    numbers = values.cast(pl.Float64, strict=False)
+    if not values.dtype.is_float():
         integers = values.cast(pl.Int64, strict=False)
-        numbers = integers if integers.null_count() == 0 else values.cast(pl.Float64, strict=False)
-    elif values.dtype.is_integer():
-        numbers = values.cast(pl.Int64, strict=False)
-    else:
-        numbers = values.cast(pl.Float64, strict=False)
+        numbers = numbers if integers.null_count() else integers
     if numbers.is_finite().fill_null(False).all():
         return numbers
     row = int((~numbers.is_finite().fill_null(False)).arg_max())
