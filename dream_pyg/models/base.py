@@ -67,7 +67,7 @@ class Recommender(nn.Module):
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__()
-        self.config = self.Config() if config is None else config
+        self.config: Any = self.Config() if config is None else config
         self.num_users = int(graph[USER].num_nodes)
         self.num_items = int(graph[ITEM].num_nodes)
 
@@ -79,7 +79,7 @@ class Recommender(nn.Module):
         """Named scalar terms, already weighted: training minimises their sum."""
         raise NotImplementedError
 
-    def on_epoch_start(self, graph: HeteroData, generator: torch.Generator) -> None:  # noqa: B027 - optional hook
+    def on_epoch_start(self, graph: HeteroData, generator: torch.Generator) -> None:
         """Resample whatever an epoch keeps fixed, drawing only from ``generator``; by default nothing."""
 
     def dual_representations(self, graph: HeteroData) -> DualRepresentations | None:

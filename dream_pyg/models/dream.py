@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -136,7 +136,8 @@ class DREAM(Recommender):
 
     def modal_line(self, graph: HeteroData, behavior: Embeddings) -> Embeddings:
         """Filter gates, one hop over each relation graph, and the weighted sum over modalities (Eq. 4-7)."""
-        source = behavior if self.config.gate_input == "propagated" else Embeddings(self.user_embedding, self.item_embedding)
+        initial = Embeddings(self.user_embedding, self.item_embedding)
+        source = behavior if self.config.gate_input == "propagated" else initial
         user_sum, item_sum = torch.zeros_like(behavior.user), torch.zeros_like(behavior.item)
         for modality, weight in self.modality_weights.items():
             user, item = self.filter(graph, modality, source)
@@ -144,14 +145,15 @@ class DREAM(Recommender):
                 user = self._convolve(graph, USER, modality, user)
             if self.config.use_item_graph:
                 item = self._convolve(graph, ITEM, modality, item)
-            user_sum, item_sum = user_sum + weight * user, item_sum + weight * item
+            user_sum = torch.add(user_sum, user, alpha=weight)
+            item_sum = torch.add(item_sum, item, alpha=weight)
         return Embeddings(user_sum, item_sum)
 
     def filter(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
         """The modality's filter gate on users and items (Eq. 4)."""
         if not self.config.use_gate:
             return source
-        gate = self.gates[modality]
+        gate = cast(FilterGate, self.gates[modality])
         features = graph[ITEM][feature_name(modality)]
         item = gate.project(features)
         if self.config.feature_scaling != "raw":

@@ -57,7 +57,7 @@ class LightGCN(Recommender):
 
         embedding_dim: PositiveInt = 64
         num_layers: NonNegativeInt = 2
-        l2_weight: NonNegativeFloat = 1e-4
+        l2_weight: NonNegativeFloat = 1e-3
         """Weight of the L2 term on the batch's layer-0 embeddings."""
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:

@@ -46,14 +46,14 @@ class _UnitInfoNCE(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
         bound = 1.0 / temperature
         exponentials = torch.mm((query * bound).to(dtype), key.to(dtype).T).sub_(bound).exp_()
-        row_sum = exponentials.sum(dim=1, dtype=query.dtype)
+        row_sum = exponentials.sum(dim=1).to(query.dtype)
         ctx.save_for_backward(query, key, exponentials, row_sum)
         ctx.scale = bound / len(query)
         positive = (query * key).sum(dim=1) * bound
         return (row_sum.log() + bound - positive).mean()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         query, key, exponentials, row_sum = ctx.saved_tensors
         dtype, scale = exponentials.dtype, grad * ctx.scale
         inverse = row_sum.reciprocal().unsqueeze(1)

@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 def bpr_loss(user: Tensor, pos_item: Tensor, neg_item: Tensor) -> Tensor:
-    r"""Bayesian Personalized Ranking (arXiv 1205.2618): :math:`-\frac1B\sum\log\sigma(\mathbf u\cdot(\mathbf i-\mathbf j))`.
+    r"""Bayesian Personalized Ranking (arXiv 1205.2618).
+
+    .. math::
+        -\frac1B \sum \log \sigma(\mathbf u \cdot (\mathbf i - \mathbf j))
 
     Args:
         user: Users (B, D).
@@ -40,7 +43,7 @@ def similarity_signal(
     With :math:`\mathbf Z` the modal representation and :math:`\mathbf R_m` the raw features in unit rows,
 
     .. math::
-        \frac{1}{B^2} \left( \lVert \mathbf Z \mathbf Z^\top - \mathbf T \rVert_F^2 - \lVert \mathbf T \rVert_F^2 \right)
+        \frac1{B^2} \left( \lVert \mathbf Z \mathbf Z^\top - \mathbf T \rVert_F^2 - \lVert \mathbf T \rVert_F^2 \right)
         = \frac{1}{B^2} \left( \lVert \mathbf Z^\top \mathbf Z \rVert_F^2
         - 2 \sum_m w_m \lVert \mathbf R_m^\top \mathbf Z \rVert_F^2 \right),
         \qquad \mathbf T = \sum_m w_m \mathbf R_m \mathbf R_m^\top

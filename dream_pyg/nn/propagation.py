@@ -69,11 +69,12 @@ class _SparseProduct(torch.autograd.Function):
         return csr_product(colptr, row, _permuted(edge_weight, perm), (num_targets, num_sources), x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
         (edge_weight,) = ctx.saved_tensors
         (rowptr, col), perm = ctx.edge_index.get_csr()
-        return None, None, csr_product(rowptr, col, _permuted(edge_weight, perm), ctx.edge_index.get_sparse_size(), grad)
+        size = ctx.edge_index.get_sparse_size()
+        return None, None, csr_product(rowptr, col, _permuted(edge_weight, perm), size, grad)
 
 
 def _permuted(edge_weight: Tensor, perm: Tensor | None) -> Tensor:
-    return edge_weight if perm is None else edge_weight[perm]
+    return edge_weight if perm is None else edge_weight.index_select(0, perm)
