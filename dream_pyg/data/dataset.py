@@ -221,6 +221,17 @@ class DatasetConfig(_Section):
             raise ConfigError(f"{path} is not valid TOML: {error}.") from error
         return cls._validated(values, str(path), path.parent)
 
+    def with_section(self, section: str, **values: Any) -> Self:
+        """Replace some values of a section, such as ``with_section("split", method="random", seed=1)``.
+
+        What was expected of the counts is forgotten, since it held for the section as it was.
+
+        Raises:
+            ConfigError: If there is no such section or key, or a value is out of range.
+        """
+        previous = self.model_dump(include={section}).get(section) or {}
+        return self._replaced({"expected": ExpectedConfig(), section: {**previous, **values}})
+
     def with_modality(
         self, name: str, *, features: str | Path | None = None, neighbors: str | Path | None = None
     ) -> Self:
@@ -237,7 +248,7 @@ class DatasetConfig(_Section):
         given = {"features": features, "neighbors": neighbors}
         previous = self.modalities[name].model_dump() if name in self.modalities else {}
         replaced = {key: str(Path(path).absolute()) for key, path in given.items() if path is not None}
-        return self._with_modalities({**self.modalities, name: {**previous, **replaced}})
+        return self._replaced({"modalities": {**self.modalities, name: {**previous, **replaced}}})
 
     def without_modality(self, name: str) -> Self:
         """Leave a modality out.
@@ -248,16 +259,7 @@ class DatasetConfig(_Section):
         if name not in self.modalities:
             known = ", ".join(self.modalities) or "none"
             raise ConfigError(f"The dataset {self.name!r} has no modality {name!r} (it has: {known}).")
-        return self._with_modalities({key: value for key, value in self.modalities.items() if key != name})
-
-    def with_section(self, section: str, **values: Any) -> Self:
-        """Set values of a section such as ``"split"`` or ``"filter"``.
-
-        Raises:
-            ConfigError: If a key is unknown or a value is out of range.
-        """
-        updated = {**self.model_dump(), section: {**(self.model_dump()[section] or {}), **values}}
-        return self._validated(updated, f"dataset {self.name!r}", self._directory)
+        return self._replaced({"modalities": {key: kept for key, kept in self.modalities.items() if key != name}})
 
     def files(self, data_dir: str | Path | None = None) -> dict[str, Path]:
         """The path of each input file by its role, such as ``interactions`` or ``image.features``.
@@ -274,9 +276,8 @@ class DatasetConfig(_Section):
                 files[f"{name}.{role}"] = base / path
         return files
 
-    def _with_modalities(self, modalities: Mapping[str, Any]) -> Self:
-        values = {**self.model_dump(), "modalities": dict(modalities)}
-        return self._validated(values, f"dataset {self.name!r}", self._directory)
+    def _replaced(self, sections: Mapping[str, Any]) -> Self:
+        return self._validated({**dict(self), **sections}, f"dataset {self.name!r}", self._directory)
 
     @classmethod
     def _validated(cls, values: Mapping[str, Any], where: str, directory: Path) -> Self:

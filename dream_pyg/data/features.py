@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from zipfile import BadZipFile
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dream_pyg.data.files import existing_file
-from dream_pyg.data.tables import ITEM_COLUMNS, Table, kind, parse_ids, positions, unique_ids
+from dream_pyg.data.tables import ITEM_COLUMNS, Table, kind, positions, unique_ids
 from dream_pyg.errors import DataError
 
 FEATURE_SUFFIXES = (".npy", ".safetensors", ".parquet")
@@ -223,8 +224,7 @@ def read_feature_ids(path: str | Path, modality: str = "modality") -> pl.Series 
     path = _file_of(path, what, FEATURE_SUFFIXES)
     if path.suffix.lower() != ".parquet":
         return None
-    table = Table.open(path, what)
-    return _read_ids(table, table.find("item_id", ITEM_COLUMNS), unique=True)
+    return _read_item_ids(Table.open(path, what))[1]
 
 
 def read_neighbors(path: str | Path, item_ids: pl.Series, modality: str = "modality") -> Neighbors:
@@ -268,7 +268,7 @@ def _file_of(path: str | Path, what: str, suffixes: tuple[str, ...]) -> Path:
 def _read_npy(path: Path, what: str) -> NDArray[Any]:
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(
             f"{what}: {path} is not a readable .npy array of numbers ({_first_line(error)}). "
             "Save it again with numpy.save(path, array.astype('float32'))."
@@ -312,8 +312,7 @@ def _as_array(tensor: torch.Tensor) -> NDArray[Any]:
 def _read_keyed_features(path: Path, what: str) -> tuple[pl.Series, NDArray[Any]]:
     """External ids (R,) and features (R, F) of a Parquet file; a null list counts as missing, so as zeros."""
     table = Table.open(path, what)
-    id_column = table.find("item_id", ITEM_COLUMNS)
-    ids = _read_ids(table, id_column, unique=True)
+    id_column, ids = _read_item_ids(table)
     names = [name for name in table.columns if name != id_column]
     if not names:
         raise DataError(f"{what}: {path} has no feature columns beside {id_column!r}. Add a column 'features'.")
@@ -432,7 +431,7 @@ def _read_keyed_neighbors(path: Path, item_ids: pl.Series, what: str) -> tuple[N
     where = f"{what}: {path}"
     sides = []
     for role in ("item_id", "neighbor_id"):
-        ids = _read_ids(table, table.find(role, (role,)), unique=False)
+        ids = table.read_ids(table.find(role, (role,)))
         _check_kind(ids, item_ids, where)
         position = positions(ids, item_ids)
         if (position < 0).any():
@@ -443,7 +442,7 @@ def _read_keyed_neighbors(path: Path, item_ids: pl.Series, what: str) -> tuple[N
             )
         sides.append(position)
     item, neighbor = sides
-    name = table.find("similarity", _SIMILARITY_NAMES, required=False)
+    name = table.find_optional("similarity", _SIMILARITY_NAMES)
     values = np.ones(len(item), dtype=np.float32)
     if name is not None:
         column = table.read({name: name})[name]
@@ -460,11 +459,10 @@ def _read_keyed_neighbors(path: Path, item_ids: pl.Series, what: str) -> tuple[N
     return index, similarity
 
 
-def _read_ids(table: Table, column: str | None, *, unique: bool) -> pl.Series:
-    assert column is not None
-    where = f"{table.what}: {table.path}, column {column!r}"
-    ids = parse_ids(table.read({column: column})[column], where)
-    return unique_ids(ids, where) if unique else ids
+def _read_item_ids(table: Table) -> tuple[str, pl.Series]:
+    """The name and the content of the column that keys the rows of a Parquet file, each id once."""
+    name = table.find("item_id", ITEM_COLUMNS)
+    return name, unique_ids(table.read_ids(name), f"{table.what}: {table.path}, column {name!r}")
 
 
 def _check_matrix(matrix: NDArray[Any], where: str) -> None:

@@ -128,8 +128,8 @@ def read_interactions(
     found = {
         "user_id": table.find("user", USER_COLUMNS, user),
         "item_id": table.find("item", ITEM_COLUMNS, item),
-        "timestamp": table.find("timestamp", TIMESTAMP_COLUMNS, timestamp, required=False),
-        "split": table.find("split", SPLIT_COLUMNS, split, required=False),
+        "timestamp": table.find_optional("timestamp", TIMESTAMP_COLUMNS, timestamp),
+        "split": table.find_optional("split", SPLIT_COLUMNS, split),
     }
     columns = {role: name for role, name in found.items() if name is not None}
     frame = table.read(columns)

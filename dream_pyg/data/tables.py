@@ -70,17 +70,16 @@ class Table:
             separator, names = "\t", names[0].split("\t")
         return cls(path, what, {name.partition(":")[0].strip(): name for name in names}, separator)
 
-    def find(self, role: str, known: Sequence[str], named: str | None = None, *, required: bool = True) -> str | None:
+    def find(self, role: str, known: Sequence[str], named: str | None = None) -> str:
         """The column for a role: the one named, else the only one with a well-known name.
 
         Args:
             role: What the column holds, as the configuration calls it.
             known: Names it usually has.
             named: The name the user gave.
-            required: Whether it must be there even if the user did not name it.
 
         Returns:
-            The name without type suffix, or None.
+            The name without type suffix.
 
         Raises:
             DataError: If there is no such column, or several.
@@ -93,13 +92,17 @@ class Table:
                 f"{self.what}: {self.path} has several columns for the {role}: {', '.join(candidates)}. "
                 f"Name the one to use with `{role}`."
             )
-        if named is None and not required:
-            return None
         expected = repr(named) if named is not None else f"one of {', '.join(known)}"
         raise DataError(
             f"{self.what}: {self.path} has no column for the {role}: expected {expected}, found "
             f"{', '.join(map(repr, self.columns))}. Name the column with `{role}`, or the separator with `separator`."
         )
+
+    def find_optional(self, role: str, known: Sequence[str], named: str | None = None) -> str | None:
+        """Like :meth:`find`, but None if the user named no column and there is none with a well-known name."""
+        if named is None and self.columns.keys().isdisjoint(known):
+            return None
+        return self.find(role, known, named)
 
     def read(self, names: Mapping[str, str]) -> pl.DataFrame:
         """Read some columns; those of a text file arrive as strings.
@@ -115,6 +118,18 @@ class Table:
         if frame.is_empty():
             raise DataError(f"{self.what}: {self.path} has a header but no rows.")
         return frame.select(pl.col(self.columns[name]).alias(role) for role, name in names.items())
+
+    def read_ids(self, name: str) -> pl.Series:
+        """Read a column of external ids.
+
+        Returns:
+            A series of Int64 or String.
+
+        Raises:
+            DataError: If an id is missing, or of another type than these.
+        """
+        parse = parse_ids if self.separator is None else parse_text_ids
+        return parse(self.read({name: name})[name], f"{self.what}: {self.path}, column {name!r}")
 
     def _read(self, columns: list[str]) -> pl.DataFrame:
         if self.separator is None:
@@ -144,9 +159,7 @@ def read_item_ids(path: str | Path, column: str | None = None, separator: str | 
     """
     table = Table.open(path, "Item catalogue", separator)
     name = table.find("column", ITEM_COLUMNS, column)
-    assert name is not None
-    where = f"Item catalogue: {table.path}, column {name!r}"
-    return unique_ids(parse_ids(table.read({"item_id": name})["item_id"], where), where)
+    return unique_ids(table.read_ids(name), f"Item catalogue: {table.path}, column {name!r}")
 
 
 def parse_ids(values: pl.Series, where: str) -> pl.Series:
