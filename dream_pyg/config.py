@@ -165,7 +165,7 @@ def _model_config(name: str, hyperparameters: Mapping[str, Any]) -> Any:
 
 def _split_name(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if not isinstance(model.get("name"), str):
-        raise ConfigError("The [model] table has no name. Set it, for example name = \"dream\".")
+        raise ConfigError('The [model] table has no name. Set it, for example name = "dream".')
     return model["name"], {key: value for key, value in model.items() if key != "name"}
 
 

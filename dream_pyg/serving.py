@@ -103,7 +103,9 @@ def export_run(run: Run, path: str | Path, *, format: str = "safetensors", overw
         for name, (column, ids, rows) in tables.items():
             frame = pl.DataFrame({column: ids})
             if format == "parquet":
-                frame = frame.with_columns(pl.Series("embedding", rows.numpy(), dtype=pl.Array(pl.Float32, rows.size(1))))
+                frame = frame.with_columns(
+                    pl.Series("embedding", rows.numpy(), dtype=pl.Array(pl.Float32, rows.size(1)))
+                )
             frame.write_parquet(directory / f"{name}.parquet")
         if format == "safetensors":
             save_tensors(directory / "embeddings.safetensors", {"user": user, "item": item})

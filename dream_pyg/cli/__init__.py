@@ -15,18 +15,20 @@ from dream_pyg.cli.serve import export, recommend
 from dream_pyg.cli.train import evaluate, train
 from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
 
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-
 
 class _Failure(click.ClickException):
-    """One ``Error:`` line on standard error and an exit code; no traceback."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    """One ``Error:`` line on standard error and exit code 1; no traceback."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"Error: {' '.join(self.message.split())}", file=file, err=True)
+
+
+class _Misuse(_Failure):
+    exit_code = 2
+
+
+class _Interruption(_Failure):
+    exit_code = 130
 
 
 class _Commands(click.Group):
@@ -36,22 +38,22 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except Interrupted as error:
-            raise _Failure(str(error), EXIT_INTERRUPTED) from error
+            raise _Interruption(str(error)) from error
         except KeyboardInterrupt as error:
-            raise _Failure("Interrupted before anything was written.", EXIT_INTERRUPTED) from error
+            raise _Interruption("Interrupted before anything was written.") from error
         except ConfigError as error:
-            raise _Failure(str(error), EXIT_USAGE) from error
+            raise _Misuse(str(error)) from error
         except DreamPygError as error:
-            raise _Failure(str(error), EXIT_FAILURE) from error
+            raise _Failure(str(error)) from error
         except MemoryError as error:
-            raise _Failure(f"Out of memory: {error}", EXIT_FAILURE) from error
+            raise _Failure(f"Out of memory: {error}") from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="dream-pyg")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
 def main(quiet: bool) -> None:
-    """Multimodal recommendation with DREAM and its peers: build a graph once, train, evaluate, recommend.
+    r"""Multimodal recommendation with DREAM and its peers: build a graph once, train, evaluate, recommend.
 
     Results go to standard output, progress to standard error. Exit codes: 0 done, 1 failure, 2 wrong usage or
     configuration, 130 interrupted with the state saved.

@@ -26,8 +26,12 @@ Examples:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the graph store to write.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files named in dataset.toml lie.")
-@click.option("--features", multiple=True, metavar="MODALITY=FILE", help="Item features (.npy, .safetensors, .parquet).")
-@click.option("--neighbors", multiple=True, metavar="MODALITY=FILE", help="A ready item kNN graph (.npz, .safetensors, .parquet).")
+@click.option(
+    "--features", multiple=True, metavar="MODALITY=FILE", help="Item features (.npy, .safetensors, .parquet)."
+)
+@click.option(
+    "--neighbors", multiple=True, metavar="MODALITY=FILE", help="A ready item kNN graph (.npz, .safetensors, .parquet)."
+)
 @click.option("--user-column", help="Column of user ids, for a SOURCE that is an interaction file.")
 @click.option("--item-column", help="Column of item ids.")
 @click.option("--timestamp-column", help="Column of timestamps.")
@@ -35,7 +39,14 @@ Examples:
 @click.option("--split", type=click.Choice(["given", "random", "leave_last_out", "time"]), help="How to split.")
 @click.option("--split-seed", type=int, help="Seed of a random split.")
 @click.option("--k-core", type=click.IntRange(min=0), help="Keep users and items with at least this many interactions.")
-@click.option("-k", "--num-neighbors", type=int, default=10, show_default=True, help="Neighbours per node in every relation graph.")
+@click.option(
+    "-k",
+    "--num-neighbors",
+    type=int,
+    default=10,
+    show_default=True,
+    help="Neighbours per node in every relation graph.",
+)
 @click.option("--include-self", is_flag=True, help="Count a node as one of its own neighbours.")
 @click.option("--user-graphs/--no-user-graphs", default=True, show_default=True, help="Build user-user graphs.")
 @click.option("--overwrite", is_flag=True, help="Replace a store of other inputs or parameters.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -33,14 +33,11 @@ def inspect(path: Path, output_format: str) -> None:
 @format_option
 def models(output_format: str) -> None:
     """List the models, their papers and their hyper-parameters with defaults."""
-    listed = [
+    listed: list[dict[str, Any]] = [
         {
             "model": name,
             "what": (model.__doc__ or "").strip().splitlines()[0],
-            "hyper-parameters": {
-                field.name: field.default
-                for field in dataclasses.fields(model.Config)  # type: ignore[arg-type] - made one by its decorator
-            },
+            "hyper-parameters": {field.name: field.default for field in dataclasses.fields(cast(Any, model.Config))},
         }
         for name, model in MODELS.items()
     ]

@@ -28,7 +28,9 @@ Example:
 @click.argument("graph", required=False, type=click.Path(path_type=Path))
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of the run to write.")
 @click.option("--model", help="Model to train; see `dream-pyg models`.")
-@click.option("--config", "file", type=click.Path(path_type=Path), help="A TOML file with graph, [model] and [training].")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="A TOML file with graph, [model] and [training]."
+)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value.")
 @click.option("--seed", type=int, help="Short for --set training.seed=N.")
 @click.option("--device", help="Short for --set training.device=NAME: auto, cpu, cuda, cuda:1.")
@@ -70,8 +72,12 @@ def train(
 @click.command(epilog=_EVALUATE_EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", default="test", show_default=True, help="train, valid or test.")
-@click.option("-k", "ks", type=int, multiple=True, default=(10, 20), show_default=True, help="Cut-off; repeat for more.")
-@click.option("--mask-valid", is_flag=True, help="Leave validation items out of the test ranking (published tables do not).")
+@click.option(
+    "-k", "ks", type=int, multiple=True, default=(10, 20), show_default=True, help="Cut-off; repeat for more."
+)
+@click.option(
+    "--mask-valid", is_flag=True, help="Leave validation items out of the test ranking (published tables do not)."
+)
 @click.option("--graph", type=click.Path(path_type=Path), help="The graph store, if it has moved since training.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @format_option

@@ -59,9 +59,7 @@ def cosine_knn(
             continue
         for start in starts:
             stop = min(start + block, num_rows)
-            query, present = (
-                (base, base_present) if start == base_start else _present_unit_rows(rows, start, stop)
-            )
+            query, present = (base, base_present) if start == base_start else _present_unit_rows(rows, start, stop)
             if not len(query):
                 continue
             similarity, found = faiss.knn(query, base, min(wanted, len(base)), metric=faiss.METRIC_INNER_PRODUCT)

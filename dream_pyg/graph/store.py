@@ -99,7 +99,11 @@ def build_store(
         DataError: If an input is unusable.
     """
     path = Path(path)
-    parameters = {"num_neighbors": num_neighbors, "include_self": include_self, "user_graphs": user_graphs}
+    parameters: dict[str, Any] = {
+        "num_neighbors": num_neighbors,
+        "include_self": include_self,
+        "user_graphs": user_graphs,
+    }
     inputs = describe_inputs(config, data_dir)
     fingerprint = _fingerprint(config, inputs, parameters)
     if path.exists() and not overwrite:

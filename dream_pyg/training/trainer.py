@@ -88,7 +88,9 @@ def train(config: RunConfig, run: str | Path, *, resume: bool = False) -> TrainR
         raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
     graph = prepare_graph(stored.graph, device)
     if graph[INTERACTS][label_name("valid")].size(1) == 0:
-        raise DataError("The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split.")
+        raise DataError(
+            "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."
+        )
     torch.manual_seed(config.training.seed)
     model = make_model(config, graph).to(device)
     session = _Session(config, paths, graph, model)
@@ -135,9 +137,7 @@ class _Session:
         self.model = model
         self.sampler = TripletSampler(graph)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = (
-            torch.optim.Adam(parameters, lr=self.config.learning_rate, fused=True) if parameters else None
-        )
+        self.optimizer = torch.optim.Adam(parameters, lr=self.config.learning_rate, fused=True) if parameters else None
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed of the current epoch
         self.loss_sums: dict[str, float] = {}
