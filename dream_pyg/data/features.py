@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from zipfile import BadZipFile
 
 import numpy as np
 import polars as pl
@@ -268,7 +267,7 @@ def _file_of(path: str | Path, what: str, suffixes: tuple[str, ...]) -> Path:
 def _read_npy(path: Path, what: str) -> NDArray[Any]:
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except Exception as error:  # a damaged header raises whatever its parsers run into
         raise DataError(
             f"{what}: {path} is not a readable .npy array of numbers ({_first_line(error)}). "
             "Save it again with numpy.save(path, array.astype('float32'))."

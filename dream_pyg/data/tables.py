@@ -258,7 +258,7 @@ def _parse(read: Any, path: Path, what: str) -> Any:
         return read()
     except pl.exceptions.NoDataError as error:
         raise DataError(f"{what}: {path} is empty. Restore it from its source.") from error
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise DataError(
             f"{what}: {path} is damaged or not what its suffix says ({reason}). "

@@ -181,7 +181,10 @@ class _Trap:
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.safetensors", "x.parquet"])
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"garbage" * 9, b"PK\x03\x04", pickle.dumps(_Trap())])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x93NUMPY", b"garbage" * 9, b"PK\x03\x04", b"\x93NUMPY\x01\x00\x03\x00{(\n", pickle.dumps(_Trap())],
+)
 def test_damaged_files_and_pickles(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     for read in (read_features, read_neighbors):
