@@ -426,7 +426,10 @@ def describe_inputs(config: DatasetConfig, data_dir: str | Path | None = None) -
     """
     files = config.files(data_dir)
     for role, path in files.items():
-        existing_file(path, f"Dataset {config.name!r}, {role}")
+        try:
+            existing_file(path, f"Dataset {config.name!r}, {role}")
+        except DataError as error:
+            raise DataError(f"{error} If the data lie elsewhere, say where with data_dir (--data-dir).") from error
     return {role: {"path": path.name, "sha256": sha256_file(path)} for role, path in files.items()}
 
 

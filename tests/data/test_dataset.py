@@ -205,7 +205,7 @@ def test_random_splits_forget_the_label_of_duplicates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"interactions": "none.csv"}, r"Dataset 'none', interactions: expected a file at .*none\.csv"),
+        ({"interactions": "none.csv"}, r"Dataset 'none', interactions: expected a file at .*none\.csv.*data_dir"),
         ({"modalities": {"image": {"features": "x.npy"}}}, r"Dataset 'shop', image\.features: .* missing"),
         ({"modalities": {"image": {"neighbors": "x.npz"}}}, r"Dataset 'shop', image\.neighbors: .* missing"),
         ({"items": "none.csv"}, r"Dataset 'shop', items: .* missing"),

@@ -59,7 +59,7 @@ def test_features_round_trip(tmp_path: Path, form: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
-def test_matrices_stay_on_disk(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_stay_on_disk(tmp_path: Path, form: str) -> None:
     path = write_features(tmp_path, form)
     features = read_features(path, IDS)
     # Changing the file changes what is taken: nothing was copied.
