@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dream_pyg.models.base import Embeddings
 
-_BLOCK_SCORES = 1 << 25
-"""Scores held at a time: 128 MiB of float32."""
+_BLOCK_SCORES = 1 << 22
+"""Scores held at a time: 16 MiB of float32, small enough for the allocator to reuse."""
 
 
 class SeenItems(NamedTuple):

@@ -32,6 +32,7 @@ Examples:
 @click.option(
     "--neighbors", multiple=True, metavar="MODALITY=FILE", help="A ready item kNN graph (.npz, .safetensors, .parquet)."
 )
+@click.option("--without", multiple=True, metavar="MODALITY", help="Leave a modality of dataset.toml out.")
 @click.option("--user-column", help="Column of user ids, for a SOURCE that is an interaction file.")
 @click.option("--item-column", help="Column of item ids.")
 @click.option("--timestamp-column", help="Column of timestamps.")
@@ -89,6 +90,8 @@ def _dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
         values = {key: options[option] for key, option in keys.items() if options[option] is not None}
         if values:
             config = config.with_section(section, **values)
+    for modality in options["without"]:
+        config = config.without_modality(modality)
     for kind in ("features", "neighbors"):
         for assignment in options[kind]:
             modality, equals, file = assignment.partition("=")

@@ -91,9 +91,9 @@ class FeatureMatrix:
         """
         return self._gather(self.row_of_item[items])
 
-    def to_array(self) -> NDArray[np.float32]:
-        """All features (I, F), in memory."""
-        result = np.empty(self.shape, dtype=np.float32)
+    def to_array(self) -> NDArray[np.floating[Any]]:
+        """All features (I, F), in memory: float16 if they are stored so, else float32."""
+        result = np.empty(self.shape, dtype=np.float16 if self.dtype == np.float16 else np.float32)
         block = _rows_per_block(self.num_features)
         for start in range(0, len(result), block):
             result[start : start + block] = self.take(start, start + block)

@@ -28,6 +28,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.data.dataset import Dataset, DatasetConfig, describe_inputs, load_dataset
 from dream_pyg.data.files import (
     atomic_directory,
+    check_replaceable,
     load_tensors,
     read_json,
     save_tensors,
@@ -46,6 +47,7 @@ INFO, EDGES, FEATURES, USERS, ITEMS = (
     "users.parquet",
     "items.parquet",
 )
+_REBUILD = "Build the graph again with `dream-pyg build-graph --overwrite`."
 _PACKAGES = ("dream-pyg", "torch", "torch-geometric", "faiss-cpu", "numpy", "polars")
 
 
@@ -106,7 +108,9 @@ def build_store(
     }
     inputs = describe_inputs(config, data_dir)
     fingerprint = _fingerprint(config, inputs, parameters)
-    if path.exists() and not overwrite:
+    if overwrite:
+        check_replaceable(path, INFO)
+    elif path.exists():
         _refuse_other(path, fingerprint)
         return load_graph(path), True
     started = time.perf_counter()
@@ -135,7 +139,7 @@ def save_graph(
     path: str | Path, graph: HeteroData, dataset: Dataset, info: Mapping[str, Any], *, overwrite: bool = False
 ) -> None:
     """Write a store as a whole or not at all."""
-    with atomic_directory(path, replace=overwrite) as directory:
+    with atomic_directory(path, replace=INFO if overwrite else None) as directory:
         edges, features = _tensors(graph)
         save_tensors(directory / EDGES, edges)
         save_tensors(directory / FEATURES, features)
@@ -145,7 +149,8 @@ def save_graph(
             file: {"bytes": (directory / file).stat().st_size, "sha256": sha256_file(directory / file)}
             for file in (EDGES, FEATURES, USERS, ITEMS)
         }
-        write_json(directory / INFO, {**info, "files": files})
+        described = {**info, "files": files}
+        write_json(directory / INFO, {**described, "checksum": _checksum(described)})
 
 
 def load_graph(path: str | Path, *, verify: bool = True) -> StoredGraph:
@@ -197,10 +202,10 @@ def read_info(path: str | Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise StoreError(
             f"{path} has store format {version}, this version of dream_pyg reads format {FORMAT_VERSION}. "
-            "Build the graph again with `dream-pyg build-graph --overwrite`."
+            f"{_REBUILD}"
         )
-    if missing := {"fingerprint", "counts", "files", "dataset"} - info.keys():
-        raise StoreError(f"{path / INFO} is damaged: it lacks {', '.join(sorted(missing))}. Build the graph again.")
+    if info.pop("checksum", None) != _checksum(info):
+        raise StoreError(f"{path / INFO} is damaged: its content does not match its checksum. {_REBUILD}")
     return info
 
 
@@ -214,18 +219,23 @@ def _refuse_other(path: Path, fingerprint: str) -> None:
 
 
 def _verify_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
-    cure = "Build the graph again with `dream-pyg build-graph --overwrite`."
     if not path.is_file():
-        raise StoreError(f"{path} is missing from the store. {cure}")
+        raise StoreError(f"{path} is missing from the store. {_REBUILD}")
     size = path.stat().st_size
     if size != expected["bytes"]:
-        raise StoreError(f"{path} is truncated or overwritten: expected {expected['bytes']} bytes, got {size}. {cure}")
+        raise StoreError(f"{path} is truncated or overwritten: expected {expected['bytes']} bytes, got {size}. {_REBUILD}")
     if verify and sha256_file(path) != expected["sha256"]:
-        raise StoreError(f"{path} is damaged: its content does not match the checksum in {INFO}. {cure}")
+        raise StoreError(f"{path} is damaged: its content does not match the checksum in {INFO}. {_REBUILD}")
+
+
+def _checksum(info: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(config: DatasetConfig, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
-    meaning = config.model_dump(mode="json", exclude_none=True, exclude={"name", "expected"})
+    # What a file holds counts, not where it lies or what it is called.
+    unnamed = {"interactions": {"path"}, "items": {"path"}, "modalities": True, "name": True, "expected": True}
+    meaning = config.model_dump(mode="json", exclude_none=True, exclude=unnamed)
     content = {role: description["sha256"] for role, description in inputs.items()}
     canonical = json.dumps([FORMAT_VERSION, meaning, content, parameters], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
