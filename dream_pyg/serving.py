@@ -12,13 +12,14 @@ import polars as pl
 import torch
 
 from dream_pyg.data.files import atomic_directory, atomic_path, save_tensors, sha256_file, write_json
-from dream_pyg.errors import ConfigError, DataError
+from dream_pyg.errors import ConfigError, DataError, StoreError
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.ranking import Ranking, SeenItems, rank_blocks
 from dream_pyg.training.run import Run
 
 TABLE_FORMATS = (".parquet", ".csv", ".json")
 EXPORT_FORMATS = ("safetensors", "parquet")
+EXPORT_INFO = "export.json"
 
 
 def recommend_table(
@@ -94,12 +95,17 @@ def export_run(run: Run, path: str | Path, *, format: str = "safetensors", overw
 
     Returns:
         What ``export.json`` says.
+
+    Raises:
+        StoreError: If ``path`` exists and may not be replaced, or cannot be written.
     """
     if format not in EXPORT_FORMATS:
         raise ConfigError(f"Unknown export format {format!r}; expected one of {', '.join(EXPORT_FORMATS)}.")
+    if not overwrite and Path(path).exists():
+        raise StoreError(f"{path} exists already. Replace it with --overwrite, or choose another directory.")
     user, item = (part.cpu().float().contiguous() for part in run.embeddings())
     tables = {"users": ("user_id", run.stored.user_ids, user), "items": ("item_id", run.stored.item_ids, item)}
-    with atomic_directory(path, replace=overwrite) as directory:
+    with atomic_directory(path, replace=EXPORT_INFO if overwrite else None) as directory:
         for name, (column, ids, rows) in tables.items():
             frame = pl.DataFrame({column: ids})
             if format == "parquet":
@@ -122,7 +128,7 @@ def export_run(run: Run, path: str | Path, *, format: str = "safetensors", overw
             "score": "inner product",
             "files": {file.name: sha256_file(file) for file in sorted(directory.iterdir())},
         }
-        write_json(directory / "export.json", info)
+        write_json(directory / EXPORT_INFO, info)
     return info
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,65 +34,68 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         StoreError: If the file system refuses (disk full, no permission, not a directory).
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _refusals_named(path), _parents_of(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
-    except OSError as error:
-        raise StoreError(_cannot_write(path, error)) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        _flush(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(_cannot_write(path, error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_directory(path: str | Path, *, replace: str | None = None) -> Iterator[Path]:
     """Yield a temporary sibling directory that becomes ``path`` as a whole, or not at all.
 
     Args:
         path: The directory to create.
-        replace: Whether an existing directory at ``path`` may be replaced.
+        replace: The name of a file; an existing directory that holds it may be replaced, and no other.
 
     Raises:
         StoreError: If ``path`` exists and may not be replaced (also when another process created it meanwhile), or
             the file system refuses.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if replace is not None:
+        check_replaceable(path, replace)
+    with _refusals_named(path), _parents_of(path):
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise StoreError(_cannot_write(path, error)) from error
-    try:
-        yield temporary
-        for child in temporary.rglob("*"):
-            if child.is_file():
-                _flush(child)
-        temporary.chmod(0o755)
-        if replace and path.exists():
-            shutil.rmtree(path)
+        replaced = temporary.with_suffix(".old")
         try:
-            temporary.rename(path)
-        except OSError as error:
-            if path.exists():
-                raise StoreError(
-                    f"{path} was created by another process meanwhile; this result was discarded. "
-                    "Run the command again to reuse what is there, or choose another path."
-                ) from error
+            yield temporary
+            for child in temporary.rglob("*"):
+                if child.is_file():
+                    _flush(child)
+            temporary.chmod(0o755)
+            if replace is not None and path.exists():
+                path.rename(replaced)
+            _rename_to_free(temporary, path)
+            _flush(path.parent)
+        except BaseException:
+            if replaced.exists() and not path.exists():
+                replaced.rename(path)
             raise
-        _flush(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(_cannot_write(path, error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_replaceable(path: Path, marker: str) -> None:
+    """Check that ``path`` is free, or a directory that holds the file ``marker``: whatever else it is, is not ours.
+
+    Raises:
+        StoreError: If it is something else.
+    """
+    if path.exists() and not (path / marker).is_file():
+        raise StoreError(
+            f"{path} exists and has no {marker}, so it is left as it is even with --overwrite. "
+            "Remove it or choose another path."
+        )
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -205,13 +208,46 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def _refusals_named(path: Path) -> Iterator[None]:
+    """Turn what the file system says into a StoreError about ``path``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"Cannot write {path}: {error}. Nothing was left behind; free some space or choose another path."
+        ) from error
+
+
+@contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    """Create the missing directories above ``path``; on failure they vanish again."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # not empty: another process uses it
+                parent.rmdir()
+        raise
+
+
+def _rename_to_free(source: Path, path: Path) -> None:
+    try:
+        source.rename(path)
+    except OSError as error:
+        if path.exists():
+            raise StoreError(
+                f"{path} was created by another process meanwhile; this result was discarded. "
+                "Run the command again to reuse what is there, or choose another path."
+            ) from error
+        raise
+
+
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _cannot_write(path: Path, error: Exception) -> str:
-    return f"Cannot write {path}: {error}. Nothing was left behind; free some space or choose another path."
