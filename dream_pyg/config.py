@@ -6,13 +6,13 @@ import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import tomli_w
 from pydantic import (
     BaseModel,
     ConfigDict,
-    NonNegativeInt,
+    Field,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -48,7 +48,7 @@ class TrainingConfig(BaseModel):
     """Epochs from one validation to the next."""
     checkpoint_every: PositiveInt = 1
     """Epochs from one resumable checkpoint to the next; an interrupt always writes one."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of initialisation, shuffling and negative sampling."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the GPU if there is one."""
@@ -119,9 +119,10 @@ class RunConfig(BaseModel):
         if graph is not None:
             values["graph"] = str(graph)
         if model is not None:
-            previous = values.get("model", {})
+            previous = values.get("model")
             # Hyper-parameters of another model mean nothing to this one.
-            values["model"] = previous if previous.get("name") == model else {"name": model}
+            keep = isinstance(previous, dict) and previous.get("name") == model
+            values["model"] = previous if keep else {"name": model}
         for override in overrides:
             _apply(values, override)
         for key, cure in (("graph", "the graph store's path"), ("model", "a model with --model NAME")):
@@ -145,9 +146,9 @@ class RunConfig(BaseModel):
         """Plain values, without those that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    def differences(self, other: RunConfig) -> list[str]:
-        """One line for each key in which two configurations differ."""
-        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
+    def differences(self, other: RunConfig | Mapping[str, Any]) -> list[str]:
+        """One line for each key in which two configurations, or what :meth:`to_dict` makes of them, differ."""
+        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict() if isinstance(other, RunConfig) else other)
         return [
             f"{key}: {mine.get(key, 'not set')} here, {theirs.get(key, 'not set')} there"
             for key in sorted(mine.keys() | theirs.keys())

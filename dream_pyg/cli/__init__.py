@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from typing import IO, Any
 
 import click
+import torch
 
 from dream_pyg.cli.demo import demo
 from dream_pyg.cli.graph import build_graph
@@ -45,8 +47,12 @@ class _Commands(click.Group):
             raise _Misuse(str(error)) from error
         except DreamPygError as error:
             raise _Failure(str(error)) from error
-        except MemoryError as error:
+        except (MemoryError, torch.OutOfMemoryError) as error:
             raise _Failure(f"Out of memory: {error}") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of our output left: click ends quietly
+                raise
+            raise _Failure(f"The system refused: {error}. Check the path and its permissions.") from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -46,9 +46,10 @@ def recommend(
     """Recommend the top k items to users, by the external ids of the data."""
     if out is not None:
         check_table_path(out)
-    wanted = [*users, *(read_lines(users_file, "users file") if users_file is not None else [])]
+    wanted = [*users, *(read_lines(users_file, "Users file") if users_file is not None else [])]
+    everybody = not users and users_file is None
     loaded = load_run(run, device=device, graph=graph)
-    frame = recommend_table(loaded, k, wanted or None, include_seen=include_seen)
+    frame = recommend_table(loaded, k, None if everybody else wanted, include_seen=include_seen)
     if out is not None:
         write_table(frame, out)
         click.echo(f"{len(frame):,} recommendations written to {out}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from polars.exceptions import PolarsError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -213,7 +214,7 @@ def _refusals_named(path: Path) -> Iterator[None]:
     """Turn what the file system says into a StoreError about ``path``."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, PolarsError) as error:
         raise StoreError(
             f"Cannot write {path}: {error}. Nothing was left behind; free some space or choose another path."
         ) from error

@@ -201,8 +201,7 @@ def read_info(path: str | Path) -> dict[str, Any]:
     version = info.get("format_version") if isinstance(info, dict) else None
     if version != FORMAT_VERSION:
         raise StoreError(
-            f"{path} has store format {version}, this version of dream_pyg reads format {FORMAT_VERSION}. "
-            f"{_REBUILD}"
+            f"{path} has store format {version}, this version of dream_pyg reads format {FORMAT_VERSION}. {_REBUILD}"
         )
     if info.pop("checksum", None) != _checksum(info):
         raise StoreError(f"{path / INFO} is damaged: its content does not match its checksum. {_REBUILD}")
@@ -223,7 +222,9 @@ def _verify_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
         raise StoreError(f"{path} is missing from the store. {_REBUILD}")
     size = path.stat().st_size
     if size != expected["bytes"]:
-        raise StoreError(f"{path} is truncated or overwritten: expected {expected['bytes']} bytes, got {size}. {_REBUILD}")
+        raise StoreError(
+            f"{path} is truncated or overwritten: expected {expected['bytes']} bytes, got {size}. {_REBUILD}"
+        )
     if verify and sha256_file(path) != expected["sha256"]:
         raise StoreError(f"{path} is damaged: its content does not match the checksum in {INFO}. {_REBUILD}")
 
@@ -234,7 +235,7 @@ def _checksum(info: Mapping[str, Any]) -> str:
 
 def _fingerprint(config: DatasetConfig, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
     # What a file holds counts, not where it lies or what it is called.
-    unnamed = {"interactions": {"path"}, "items": {"path"}, "modalities": True, "name": True, "expected": True}
+    unnamed: Any = {"interactions": {"path"}, "items": {"path"}, "modalities": True, "name": True, "expected": True}
     meaning = config.model_dump(mode="json", exclude_none=True, exclude=unnamed)
     content = {role: description["sha256"] for role, description in inputs.items()}
     canonical = json.dumps([FORMAT_VERSION, meaning, content, parameters], sort_keys=True)

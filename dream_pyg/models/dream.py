@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -202,9 +203,11 @@ def _modality_weights(graph: HeteroData, weights: dict[str, float] | None) -> di
         raise ConfigError("DREAM needs at least one modality with features; the graph has none. Build one with them.")
     weights = dict.fromkeys(available, 1.0) if weights is None else {m: w for m, w in weights.items() if w > 0}
     if unknown := sorted(set(weights) - set(available)):
+        close = get_close_matches(unknown[0], available, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
             f"modality_weights names {', '.join(map(repr, unknown))}, but the graph has features for "
-            f"{', '.join(map(repr, available))}. Use one of these, or build the graph with that modality."
+            f"{', '.join(map(repr, available))}. Use one of these, or build the graph with that modality.{hint}"
         )
     if not weights:
         raise ConfigError("modality_weights must give at least one modality a positive weight.")

@@ -15,9 +15,16 @@ FORMAT_VERSION = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors, numbers, strings and containers of them) atomically."""
+    """Write ``state`` (tensors, numbers, strings and containers of them) atomically.
+
+    Raises:
+        StoreError: If the file system refuses.
+    """
     with atomic_path(path) as temporary:
-        torch.save({"format_version": FORMAT_VERSION, **state}, temporary)
+        try:
+            torch.save({"format_version": FORMAT_VERSION, **state}, temporary)
+        except RuntimeError as error:  # what PyTorch makes of a full disk
+            raise OSError("the checkpoint could not be written completely") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -112,8 +112,14 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     if not paths.best.is_file():
         raise StoreError(f"{path} has no best epoch yet. Continue it with `dream-pyg train --resume --run {path}`.")
     config = RunConfig.load(paths.config)
+    info = read_run_info(paths)
+    if changed := [line for line in config.differences(info["config"]) if line.startswith("model.")]:
+        raise StoreError(
+            f"{paths.config} differs from what {paths.info.name} records of the training (here = config.toml): "
+            f"{'; '.join(changed)}. Undo the change, or train anew in another directory."
+        )
     stored = load_graph(graph or config.graph)
-    expected = read_json(paths.info).get("graph_fingerprint")
+    expected = info["graph_fingerprint"]
     if stored.fingerprint != expected:
         raise StoreError(
             f"The graph at {stored.path} is not the one that {path} was trained on: fingerprint "
@@ -173,8 +179,10 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"Unknown device {device!r}; expected auto, cpu, cuda or cuda:N.") from error
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(f"Unknown device {device!r}; expected auto, cpu, cuda or cuda:N.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"Device {device!r} is not here: this machine has {torch.cuda.device_count()} CUDA devices.")
     return resolved
@@ -187,6 +195,7 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
         "graph": str(stored.path),
         "dataset": stored.name,
         "graph_fingerprint": stored.fingerprint,
+        "config": config.to_dict(),
         "seed": config.training.seed,
         "device": str(device),
         "num_threads": torch.get_num_threads(),
@@ -202,6 +211,20 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
 def save_best(paths: RunPaths, model: Recommender, metadata: dict[str, str]) -> None:
     """Write the weights of the best epoch so far."""
     save_tensors(paths.best, model.state_dict(), metadata)
+
+
+def read_run_info(paths: RunPaths) -> dict[str, Any]:
+    """What ``run.json`` says.
+
+    Raises:
+        StoreError: If it is missing or damaged.
+    """
+    info = read_json(paths.info)
+    if not isinstance(info, dict) or not isinstance(info.get("config"), dict) or "graph_fingerprint" not in info:
+        raise StoreError(
+            f"{paths.info} is damaged: it lacks what a run records. Restore it from a copy, or train anew."
+        )
+    return info
 
 
 def update_info(paths: RunPaths, **values: Any) -> None:

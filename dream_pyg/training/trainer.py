@@ -19,7 +19,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from dream_pyg.config import RunConfig
-from dream_pyg.data.files import read_json, write_json, write_text
+from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
 from dream_pyg.errors import DataError, Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
 from dream_pyg.graph.schema import INTERACTS, label_name
@@ -33,6 +33,7 @@ from dream_pyg.training.run import (
     load_run,
     make_model,
     prepare_graph,
+    read_run_info,
     resolve_device,
     save_best,
     update_info,
@@ -96,30 +97,24 @@ def train(config: RunConfig, run: str | Path, *, resume: bool = False) -> TrainR
     session = _Session(config, paths, graph, model)
     if resume:
         session.load()
+        config.save(paths.config)  # It may train for more epochs than it was begun with.
     else:
-        _create(config, paths, describe_run(config, stored, device))
-    config.save(paths.config)  # A resumed run may train for more epochs than it was begun with.
+        session.create(config, describe_run(config, stored, device))
     session.fit()
     return _finish(paths, session)
-
-
-def _create(config: RunConfig, paths: RunPaths, info: dict[str, Any]) -> None:
-    config.save(paths.config)
-    write_json(paths.info, {**info, "status": "running"})
 
 
 def _check_resumable(config: RunConfig, paths: RunPaths, fingerprint: str) -> None:
     if not paths.config.is_file() or not paths.info.is_file():
         raise ResumeError(f"There is no run at {paths.root} to resume. Train without --resume.")
-    differences = [
-        line for line in RunConfig.load(paths.config).differences(config) if not line.startswith(_RESUMABLE_CHANGES)
-    ]
-    if differences:
+    info = read_run_info(paths)
+    changed = [line for line in config.differences(info["config"]) if not line.startswith(_RESUMABLE_CHANGES)]
+    if changed:
         raise ResumeError(
-            f"The run at {paths.root} was made with another configuration (there = what was given now): "
-            f"{'; '.join(differences)}. Resume it with its own, or train anew in another directory."
+            f"The run at {paths.root} was made with another configuration (here = given now, there = the run's own): "
+            f"{'; '.join(changed)}. Resume it with its own, or train anew in another directory."
         )
-    expected = read_json(paths.info).get("graph_fingerprint")
+    expected = info["graph_fingerprint"]
     if fingerprint != expected:
         raise ResumeError(
             f"The run at {paths.root} was made with another graph: its fingerprint is {str(expected)[:12]}, the given "
@@ -164,6 +159,14 @@ class _Session:
             "lines": self.lines,
         }
 
+    def create(self, config: RunConfig, info: dict[str, Any]) -> None:
+        """Write the run's first files as a whole or not at all, so that whatever is there can be resumed."""
+        with atomic_directory(self.paths.root) as directory:
+            first = RunPaths(directory)
+            config.save(first.config)
+            write_json(first.info, {**info, "status": "running"})
+            save_checkpoint(first.last, self.state())
+
     def save(self) -> None:
         """Write the resumable checkpoint."""
         save_checkpoint(self.paths.last, self.state())
@@ -193,8 +196,6 @@ class _Session:
                 self._validate(0.0, {})
             return
         with _interruptible() as interrupted:
-            if not self.paths.last.exists():
-                self.save()
             while self.epoch < self.config.epochs and self.bad_evaluations < self.config.patience:
                 self._train_epoch(interrupted)
 
@@ -260,8 +261,7 @@ class _Session:
                 self.bad_evaluations += 1
             logger.info("%s", _line(record, self.config.metric, improved=self.bad_evaluations == 0))
         self.lines.append(json.dumps(record) + "\n")
-        with self.paths.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(self.lines[-1])
+        write_text(self.paths.metrics, "".join(self.lines))
 
     def _validation_metrics(self) -> dict[str, float]:
         self.model.eval()
