@@ -11,7 +11,7 @@ from torch import Tensor
 from dream_pyg.models.base import Embeddings
 
 _BLOCK_SCORES = 1 << 22
-"""Scores held at a time: 16 MiB of float32, small enough for the allocator to reuse."""
+"""Scores held at a time: 16 MiB of float32."""
 
 
 class SeenItems(NamedTuple):
@@ -55,10 +55,12 @@ def rank_blocks(embeddings: Embeddings, user: Tensor, k: int, seen: SeenItems | 
     Yields:
         One :class:`Ranking` per block, in the order of ``user``. Memory is bounded whatever N is.
     """
-    num_items = len(embeddings.item)
-    item_t = embeddings.item.T
-    for block in user.split(max(1, _BLOCK_SCORES // num_items)):
-        score = embeddings.user[block] @ item_t
+    users, items = (part.detach() for part in embeddings)
+    num_items = len(items)
+    blocks = user.split(max(1, _BLOCK_SCORES // num_items))
+    buffer = items.new_empty(len(blocks[0]), num_items)
+    for block in blocks:
+        score = torch.mm(users[block], items.T, out=buffer[: len(block)])
         if seen is not None:
             score[seen.coordinates(block)] = -torch.inf
         top = score.topk(min(k, num_items), dim=1)
