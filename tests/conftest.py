@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
+
+from dream_pyg import DatasetConfig, RunConfig, build_store, make_synthetic, train
+from dream_pyg.cli import main
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,3 +26,37 @@ def real_data() -> Callable[[str], Path]:
         return root / name
 
     return directory
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a small synthetic bookshop: 60 users, 40 items, string ids, images and texts."""
+    directory = tmp_path_factory.mktemp("shop") / "data"
+    make_synthetic(directory, num_users=60, num_items=40, num_genres=4, num_styles=3, interactions_per_user=6)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shop_graph(shop: Path) -> Path:
+    """The bookshop's graph store."""
+    stored, _ = build_store(DatasetConfig.load(shop), shop.parent / "graph", num_neighbors=5)
+    return stored.path
+
+
+@pytest.fixture(scope="session")
+def shop_run(shop_graph: Path) -> Path:
+    """DREAM trained on the bookshop for three epochs."""
+    config = RunConfig.create(
+        graph=shop_graph, model="dream", overrides=["training.epochs=3", "training.device=cpu", "training.batch_size=64"]
+    )
+    return train(config, shop_graph.parent / "run").run
+
+
+@pytest.fixture
+def command() -> Callable[..., Result]:
+    """Run a command line in this process: ``command("evaluate", path, "-k", 5)``."""
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="dream-pyg")
+
+    return run

@@ -55,18 +55,18 @@ class _Commands(click.Group):
             raise _Failure(f"The system refused: {error}. Check the path and its permissions.") from error
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nExample:\n  dream-pyg demo",
+)
 @click.version_option(package_name="dream-pyg")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
 def main(quiet: bool) -> None:
-    r"""Multimodal recommendation with DREAM and its peers: build a graph once, train, evaluate, recommend.
+    """Multimodal recommendation with DREAM and its peers: build a graph once, train, evaluate, recommend.
 
     Results go to standard output, progress to standard error. Exit codes: 0 done, 1 failure, 2 wrong usage or
     configuration, 130 interrupted with the state saved.
-
-    \b
-    Example:
-      dream-pyg demo
     """
     logger = logging.getLogger("dream_pyg")
     logger.handlers = [logging.StreamHandler(sys.stderr)]

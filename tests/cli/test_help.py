@@ -1,0 +1,80 @@
+"""Help, versions and usage errors of the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+import pytest
+from click.testing import Result
+
+from dream_pyg.cli import main
+from dream_pyg.models import MODELS
+
+COMMANDS = ["build-graph", "demo", "evaluate", "export", "inspect", "models", "recommend", "train"]
+
+
+def test_every_command_is_listed(command: Callable[..., Result]):
+    assert sorted(main.commands) == COMMANDS
+    help_text = command("--help").stdout
+    assert [name for name in COMMANDS if f"\n  {name} " not in help_text] == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_ends_with_an_example(command: Callable[..., Result], name: str, flag: str):
+    result = command(*[name] if name else [], flag)
+    assert result.exit_code == 0
+    last_paragraph = result.stdout.rstrip().split("\n\n")[-1].splitlines()
+    assert last_paragraph[0].strip() in ("Example:", "Examples:")
+    assert last_paragraph[1].split()[:2] == ["dream-pyg", name or "demo"]
+
+
+def test_every_option_says_what_it_does():
+    unexplained = [
+        f"{name} {parameter.name}"
+        for name, one in main.commands.items()
+        for parameter in one.params
+        if parameter.param_type_name == "option" and not getattr(parameter, "help", None)
+    ]
+    assert unexplained == []
+
+
+def test_version_of_the_module_is_that_of_the_package():
+    done = subprocess.run([sys.executable, "-m", "dream_pyg", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == version("dream-pyg")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trian"],
+        ["train", "--no-such-option"],
+        ["build-graph", "somewhere"],
+        ["evaluate"],
+        ["models", "--format", "yaml"],
+        ["demo", "--seeds", "0"],
+        ["export", "run", "--out", "x", "--as", "pickle"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2_and_one_error_line(command: Callable[..., Result], arguments: list[str]):
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert [line.startswith("Error: ") for line in result.stderr.splitlines()].count(True) == 1
+
+
+def test_models_lists_the_registry_with_defaults(command: Callable[..., Result]):
+    listed = json.loads(command("models", "--format", "json").stdout)
+    assert [entry["model"] for entry in listed] == list(MODELS)
+    defaults = listed[0]["hyper-parameters"]
+    assert defaults == {name: getattr(MODELS["dream"].Config(), name) for name in defaults}
+    table = command("models").stdout
+    for entry in listed:
+        assert f"{entry['model']:<12}{entry['what']}" in table
+        assert all(f"{name} = {default}" in table for name, default in entry["hyper-parameters"].items())
