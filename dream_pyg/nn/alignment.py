@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_LEAST_FUSED_TEMPERATURE = 0.025
+"""exp(-2 / 0.025) is still a normal number in float32."""
+
 
 def info_nce(
     query: Tensor, key: Tensor, temperature: float, *, normalize: bool = True, dtype: torch.dtype | None = None
@@ -22,23 +25,26 @@ def info_nce(
         query: Rows (B, D).
         key: Rows (B, D).
         temperature: :math:`\tau > 0`.
-        normalize: Whether rows are scaled to unit length first. Then logits cannot exceed :math:`1/\tau`, and one
-            fused function with a single (B, B) buffer computes loss and gradients.
+        normalize: Whether rows are scaled to unit length first. Then logits cannot exceed :math:`1/\tau`, and for
+            any :math:`\tau` in use one fused function with a single (B, B) buffer computes loss and gradients.
         dtype: Type of the (B, B) buffer and of the products with it, ``torch.bfloat16`` for speed; by default that
             of ``query``. Sums over rows, the loss and both gradients keep the type of ``query``.
 
     Returns:
         The mean over the batch, a scalar.
     """
-    if not normalize:
-        return F.cross_entropy(query @ key.T / temperature, torch.arange(len(query), device=query.device))
-    return _UnitInfoNCE.apply(F.normalize(query, dim=-1), F.normalize(key, dim=-1), temperature, dtype or query.dtype)
+    if normalize:
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        if temperature >= _LEAST_FUSED_TEMPERATURE:
+            return _UnitInfoNCE.apply(query, key, temperature, dtype or query.dtype)
+    return F.cross_entropy(query @ key.T / temperature, torch.arange(len(query), device=query.device))
 
 
 class _UnitInfoNCE(torch.autograd.Function):
     """InfoNCE over unit rows.
 
-    Logits are at most 1/temperature, so subtracting this bound makes ``exp`` safe without a pass for the maximum.
+    Logits are at most 1/temperature, so subtracting this bound makes ``exp`` safe without a pass for the maximum, and
+    at least -1/temperature, so a temperature that is not tiny keeps a row's sum of exponentials from vanishing.
     Backward needs only the exponentials and their row sums: q and k get the softmax-weighted sums of each other.
     """
 
@@ -46,7 +52,7 @@ class _UnitInfoNCE(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
         bound = 1.0 / temperature
         exponentials = torch.mm((query * bound).to(dtype), key.to(dtype).T).sub_(bound).exp_()
-        row_sum = exponentials.sum(dim=1).to(query.dtype)
+        row_sum = exponentials.sum(dim=1, dtype=query.dtype)
         ctx.save_for_backward(query, key, exponentials, row_sum)
         ctx.scale = bound / len(query)
         positive = (query * key).sum(dim=1) * bound
