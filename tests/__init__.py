@@ -1,0 +1,1 @@
+"""Tests of dream_pyg, laid out like the package."""

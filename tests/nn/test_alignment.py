@@ -1,0 +1,159 @@
+"""InfoNCE and Behavior-Modal Alignment against Eq. 8-11."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dream_pyg.nn.alignment import BehaviorModalAlignment, info_nce
+from tests.oracles import dream
+from tests.oracles.gradients import numerical_gradient
+
+TAU = 0.2
+
+
+def rows(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("temperature", [0.07, 0.2, 2.0])
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_info_nce_is_the_oracle_and_its_gradient(normalize, temperature, batch):
+    query, key = rows(batch, 4, seed=1).requires_grad_(), rows(batch, 4, seed=2).requires_grad_()
+    loss = info_nce(query, key, temperature, normalize=normalize)
+    loss.backward()
+    Q, K = query.detach().numpy(), key.detach().numpy()
+
+    def oracle(Q, K):
+        return dream.infonce(Q, K, temperature, normalize, "mean")
+
+    np.testing.assert_allclose(loss.item(), oracle(Q, K), rtol=1e-12, atol=1e-13)
+    # Central differences themselves are only good to about 1e-9 of a loss of this size.
+    np.testing.assert_allclose(query.grad, numerical_gradient(lambda Q: oracle(Q, K), Q), atol=2e-8)
+    np.testing.assert_allclose(key.grad, numerical_gradient(lambda K: oracle(Q, K), K), atol=2e-8)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_info_nce_is_cross_entropy_of_the_logits(normalize):
+    query, key = rows(33, 16, seed=3).requires_grad_(), rows(33, 16, seed=4).requires_grad_()
+    left, right = (F.normalize(query, dim=-1), F.normalize(key, dim=-1)) if normalize else (query, key)
+    expected = F.cross_entropy(left @ right.T / TAU, torch.arange(33))
+    expected_grads = torch.autograd.grad(expected, (query, key))
+    loss = info_nce(query, key, TAU, normalize=normalize)
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-14)
+    for grad, expected_grad in zip(torch.autograd.grad(loss, (query, key)), expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("wanted", ["query", "key"])
+def test_info_nce_gives_the_same_gradient_when_only_one_side_wants_it(wanted):
+    query, key = rows(6, 4, seed=1).requires_grad_(), rows(6, 4, seed=2).requires_grad_()
+    both = dict(zip(("query", "key"), torch.autograd.grad(info_nce(query, key, TAU), (query, key)), strict=True))
+    sides = {"query": query.detach(), "key": key.detach()}
+    sides[wanted].requires_grad_()
+    (alone,) = torch.autograd.grad(info_nce(sides["query"], sides["key"], TAU), sides[wanted])
+    assert torch.equal(alone, both[wanted])
+
+
+def test_gradcheck_of_info_nce_over_unit_rows():
+    inputs = (rows(5, 3, seed=1).requires_grad_(), rows(5, 3, seed=2).requires_grad_())
+    assert torch.autograd.gradcheck(lambda query, key: info_nce(query, key, TAU), inputs)
+
+
+def test_gradient_is_scaled_by_what_comes_from_above():
+    query, key = rows(5, 3, seed=1).requires_grad_(), rows(5, 3, seed=2)
+    (once,) = torch.autograd.grad(info_nce(query, key, TAU), query)
+    (weighted,) = torch.autograd.grad(0.25 * info_nce(query, key, TAU), query)
+    assert torch.equal(weighted, 0.25 * once)
+
+
+def test_normalised_info_nce_ignores_the_length_of_rows():
+    query, key = rows(8, 4, seed=1), rows(8, 4, seed=2)
+    # Powers of two scale without rounding, so nothing at all may change.
+    lengths = 2.0 ** torch.arange(-4, 4, dtype=torch.float64).unsqueeze(1)
+    assert torch.equal(info_nce(query * lengths, key * lengths.flip(0), TAU), info_nce(query, key, TAU))
+    assert not torch.isclose(
+        info_nce(query * lengths, key, TAU, normalize=False), info_nce(query, key, TAU, normalize=False)
+    )
+
+
+def test_info_nce_of_equal_rows_is_the_log_of_the_batch():
+    same = rows(1, 4).expand(7, 4)
+    for normalize in (True, False):
+        np.testing.assert_allclose(info_nce(same, same, TAU, normalize=normalize), np.log(7), rtol=1e-13)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.0249, 0.025, 0.05])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_info_nce_neither_overflows_nor_vanishes_at_low_temperatures(temperature, dtype):
+    query = torch.eye(4).requires_grad_()
+    key = -torch.ones(4, 4) / 2
+    # The farthest keys there are: every one opposite to the query, at similarity -1.
+    loss = info_nce(query[:1].expand(4, 4), -query[:1].detach().expand(4, 4), temperature, dtype=dtype)
+    # bfloat16 rounds the exponential, which is the same for all, to 2^-9 of it.
+    np.testing.assert_allclose(loss.item(), np.log(4), rtol=0, atol=1e-5 if dtype is None else 2.0**-9)
+    loss = info_nce(query, key - 1e-3 * torch.eye(4), temperature, dtype=dtype)
+    loss.backward()
+    assert loss.isfinite()
+    assert query.grad.isfinite().all()
+    assert query.grad.any()
+
+
+def test_a_row_without_direction_is_equally_far_from_every_key():
+    query = rows(5, 3, seed=1)
+    query[2] = 0
+    key = rows(5, 3, seed=2)
+    np.testing.assert_allclose(info_nce(query, key, TAU), dream.infonce(query, key, TAU, True, "mean"), rtol=1e-13)
+
+
+def test_bfloat16_is_float32_to_the_rounding_of_its_logits():
+    query, key = rows(64, 32, seed=1).float().requires_grad_(), rows(64, 32, seed=2).float().requires_grad_()
+    exact, rounded = info_nce(query, key, TAU), info_nce(query, key, TAU, dtype=torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    # bfloat16 rounds to 2^-9 of a number: both factors and the product (at most 1 / TAU), then the shifted logit
+    # (at most 2 / TAU), then its exponential. The logarithm of a sum moves by no more than its logits do.
+    bound = 2.0**-9 * (3 / TAU + 2 / TAU + 1)
+    assert 0 < abs(exact.item() - rounded.item()) <= bound
+    for exact_grad, rounded_grad in zip(
+        torch.autograd.grad(exact, (query, key)), torch.autograd.grad(rounded, (query, key)), strict=True
+    ):
+        assert rounded_grad.dtype == torch.float32
+        # The same rounding moves each probability by at most a factor e^(2 bound), rows of length 1 / (B TAU).
+        length = query.detach().norm(dim=1).min().item(), key.detach().norm(dim=1).min().item()
+        limit = (np.exp(2 * bound) - 1 + 2.0**-7) / (len(query) * TAU * min(length))
+        assert (exact_grad - rounded_grad).norm(dim=1).max() <= 2 * limit
+
+
+def test_bfloat16_sums_rows_in_float32():
+    # All 257 exponentials are exactly 1, and bfloat16 has no 257.
+    same = torch.eye(4)[:1].expand(257, 4)
+    np.testing.assert_allclose(info_nce(same, same, 0.25, dtype=torch.bfloat16).item(), np.log(257), rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_alignment_is_equations_10_and_11(normalize):
+    parts = [rows(6, 4, seed=seed) for seed in range(4)]  # behavior user, behavior item, modal user, modal item
+    alignment = BehaviorModalAlignment(0.3, 0.7, temperature=TAU, normalize=normalize)
+    terms = alignment(*parts)
+    assert list(terms) == ["intra", "inter"]
+    np.testing.assert_allclose(terms["intra"], 0.3 * dream.intra(*parts, TAU, normalize, "mean"), rtol=1e-12)
+    np.testing.assert_allclose(terms["inter"], 0.7 * dream.inter(*parts, TAU, normalize, "mean"), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("intra_weight", "inter_weight", "names"), [(0, 0, []), (0.5, 0, ["intra"]), (0, 0.5, ["inter"])]
+)
+def test_alignment_leaves_out_terms_of_weight_zero(intra_weight, inter_weight, names):
+    parts = [rows(6, 4, seed=seed) for seed in range(4)]
+    assert list(BehaviorModalAlignment(intra_weight, inter_weight)(*parts)) == names
+
+
+def test_alignment_has_no_parameters_and_says_its_settings():
+    alignment = BehaviorModalAlignment(0.3, 0.7, temperature=0.5, normalize=False)
+    assert list(alignment.parameters()) == []
+    assert repr(alignment) == (
+        "BehaviorModalAlignment(intra_weight=0.3, inter_weight=0.7, temperature=0.5, normalize=False)"
+    )
