@@ -45,6 +45,14 @@ class Batch(NamedTuple):
     pos_item: Tensor
     neg_item: Tensor
 
+    def split_items(self, item: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of ``item`` (I, D) for positive and for negative items, each (B, D), by one gather.
+
+        Backward of a gather fills a gradient of the whole table, so one for both costs half of two.
+        """
+        pos_item, neg_item = item[torch.cat([self.pos_item, self.neg_item])].chunk(2)
+        return pos_item, neg_item
+
 
 class Recommender(nn.Module):
     """A model that turns a graph into user and item embeddings.

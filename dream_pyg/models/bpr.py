@@ -43,8 +43,7 @@ class BPR(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR and L2 over the batch."""
         user = self.user_embedding[batch.user]
-        pos_item = self.item_embedding[batch.pos_item]
-        neg_item = self.item_embedding[batch.neg_item]
+        pos_item, neg_item = batch.split_items(self.item_embedding)
         return {
             "bpr": bpr_loss(user, pos_item, neg_item),
             "l2": self.config.l2_weight * l2_loss(user, pos_item, neg_item),

@@ -167,10 +167,9 @@ class DREAM(Recommender):
         """The terms of Eq. 15 and the L2 term, weighted."""
         config = self.config
         behavior, modal = self.dual_representations(graph)
-        both_items = torch.cat([batch.pos_item, batch.neg_item])
         behavior_user, modal_user = behavior.user[batch.user], modal.user[batch.user]
-        behavior_item, behavior_neg = behavior.item[both_items].chunk(2)
-        modal_item, modal_neg = modal.item[both_items].chunk(2)
+        behavior_item, behavior_neg = batch.split_items(behavior.item)
+        modal_item, modal_neg = batch.split_items(modal.item)
 
         terms = {"bpr": bpr_loss(behavior_user + modal_user, behavior_item + modal_item, behavior_neg + modal_neg)}
         terms |= self.alignment(behavior_user, behavior_item, modal_user, modal_item)
@@ -178,7 +177,7 @@ class DREAM(Recommender):
             terms["signal"] = config.signal_weight * self._signal(graph, batch, modal_user, modal_item)
         if config.l2_weight:
             terms["l2"] = config.l2_weight * l2_loss(
-                self.user_embedding[batch.user], *self.item_embedding[both_items].chunk(2)
+                self.user_embedding[batch.user], *batch.split_items(self.item_embedding)
             )
         return terms
 

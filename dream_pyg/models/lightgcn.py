@@ -75,12 +75,8 @@ class LightGCN(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR on the propagated, L2 on the initial embeddings of the batch."""
         user, item = self(graph)
+        initial_user, initial_items = self.user_embedding[batch.user], batch.split_items(self.item_embedding)
         return {
-            "bpr": bpr_loss(user[batch.user], item[batch.pos_item], item[batch.neg_item]),
-            "l2": self.config.l2_weight
-            * l2_loss(
-                self.user_embedding[batch.user],
-                self.item_embedding[batch.pos_item],
-                self.item_embedding[batch.neg_item],
-            ),
+            "bpr": bpr_loss(user[batch.user], *batch.split_items(item)),
+            "l2": self.config.l2_weight * l2_loss(initial_user, *initial_items),
         }
