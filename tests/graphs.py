@@ -28,15 +28,14 @@ USER_WITHOUT_FEATURES = 0
 USER_WITHOUT_INTERACTIONS = 1
 
 
-def random_dataset(
-    modalities: Sequence[str] = MODALITIES[:2], *, num_users: int = 12, num_items: int = 10, seed: int = 0
-) -> Dataset:
+def random_dataset(modalities: Sequence[str] = MODALITIES[:2], *, seed: int = 0) -> Dataset:
     """A random dataset with every special case.
 
     Item 0 has no features at all, item 1 lacks the first modality, and the last item is cold (no train interaction).
     User 0 took only item 0 and so has no features, user 1 took nothing. Features are multiples of 1/64, so float32
     sums of them are exact.
     """
+    num_users, num_items = 12, 10
     generator = np.random.default_rng(seed)
     train = generator.random((num_users, num_items)) < 0.35
     train[:, -1] = False

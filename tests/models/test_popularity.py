@@ -1,0 +1,27 @@
+"""Most-popular against counting."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dream_pyg.graph.build import build_graph
+from dream_pyg.models import MostPopular
+from dream_pyg.training.triplets import TripletSampler
+from tests.graphs import random_dataset, train_matrix
+
+
+def test_every_user_scores_items_by_their_train_interactions():
+    dataset = random_dataset(())
+    graph = build_graph(dataset, num_neighbors=2)
+    user, item = MostPopular(graph)(graph)
+    R = train_matrix(dataset)
+    counts = R.sum(axis=0)
+    assert counts[-1] == 0  # the cold item
+    np.testing.assert_array_equal(user @ item.T, np.broadcast_to(counts, R.shape))
+
+
+def test_nothing_is_trained():
+    graph = build_graph(random_dataset(()), num_neighbors=2)
+    model = MostPopular(graph)
+    assert list(model.parameters()) == []
+    assert model.loss(graph, TripletSampler(graph)) == {}
