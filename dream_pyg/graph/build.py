@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
 from dream_pyg.data.dataset import Dataset
 from dream_pyg.data.features import FeatureMatrix, Neighbors
 from dream_pyg.graph.csr import csr_product
+from dream_pyg.graph.edges import add_interaction_edges, set_edges
 from dream_pyg.graph.knn import cosine_knn
 from dream_pyg.graph.schema import (
     INTERACTS,
     ITEM,
-    REV_INTERACTS,
     SPLITS,
     USER,
     count_name,
@@ -83,21 +81,6 @@ def build_graph(
     return graph
 
 
-def add_interaction_edges(graph: HeteroData) -> None:
-    r"""Add both directions of the train interactions, weighted :math:`1/\sqrt{d_u d_i}` (Eq. 1-2)."""
-    user, item = graph[INTERACTS][label_name("train")]
-    num_users, num_items = graph[USER].num_nodes, graph[ITEM].num_nodes
-    user_degree = torch.bincount(user, minlength=num_users)
-    item_degree = torch.bincount(item, minlength=num_items)
-    weight = (user_degree[user].double() * item_degree[item].double()).rsqrt().float()
-    for edge_type, source, target, size in (
-        (INTERACTS, user, item, (num_users, num_items)),
-        (REV_INTERACTS, item, user, (num_items, num_users)),
-    ):
-        order = torch.argsort(target * size[0] + source)
-        set_edges(graph, edge_type, torch.stack([source[order], target[order]]), weight[order])
-
-
 def add_relation_edges(graph: HeteroData, node: str, modality: str, neighbors: Neighbors) -> None:
     r"""Add one relation graph, unweighted and symmetrically normalised, :math:`D^{-1/2} S D^{-1/2}` (Eq. 5).
 
@@ -114,13 +97,6 @@ def add_relation_edges(graph: HeteroData, node: str, modality: str, neighbors: N
     edge_type = knn_edge(node, modality)
     set_edges(graph, edge_type, torch.from_numpy(np.stack([source, target])), torch.from_numpy(weight).float())
     graph[edge_type].similarity = torch.from_numpy(neighbors.similarity[target, slot])
-
-
-def set_edges(graph: HeteroData, edge_type: tuple[str, str, str], edge_index: Tensor, edge_weight: Tensor) -> None:
-    """Set edges that are sorted by target as an :class:`~torch_geometric.EdgeIndex`, ready for fused propagation."""
-    size = (graph[edge_type[0]].num_nodes, graph[edge_type[2]].num_nodes)
-    graph[edge_type].edge_index = EdgeIndex(edge_index, sparse_size=size, sort_order="col")
-    graph[edge_type].edge_weight = edge_weight
 
 
 class UserFeatures:

@@ -36,7 +36,8 @@ from dream_pyg.data.files import (
     write_json,
 )
 from dream_pyg.errors import StoreError
-from dream_pyg.graph.build import add_interaction_edges, build_graph, set_edges
+from dream_pyg.graph.build import build_graph
+from dream_pyg.graph.edges import add_interaction_edges, set_edges
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
 
 FORMAT_VERSION = 1

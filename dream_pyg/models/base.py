@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
+from dream_pyg.errors import ConfigError
 from dream_pyg.graph.schema import ITEM, USER
+from dream_pyg.nn.alignment import BehaviorModalAlignment
 
 ConfigT = TypeVar("ConfigT")
 
@@ -22,6 +25,22 @@ def model_config(cls: type[ConfigT]) -> type[ConfigT]:
         frozen=True, kw_only=True, config=ConfigDict(extra="forbid")
     )
     return decorate(cls)
+
+
+@model_config
+class AlignmentConfig:
+    """Behavior-Modal Alignment added to a model with two lines (Table 4 of DREAM); weights of 0 leave it as it was."""
+
+    intra_weight: NonNegativeFloat = 0.0
+    """Weight of the alignment of users with items, in each line (DREAM, Eq. 10)."""
+    inter_weight: NonNegativeFloat = 0.0
+    """Weight of the alignment of the two lines (DREAM, Eq. 11)."""
+    alignment_temperature: PositiveFloat = 0.2
+    """Temperature of both alignments."""
+
+    def alignment(self) -> BehaviorModalAlignment:
+        """The module that adds the terms."""
+        return BehaviorModalAlignment(self.intra_weight, self.inter_weight, temperature=self.alignment_temperature)
 
 
 class Embeddings(NamedTuple):
@@ -98,3 +117,40 @@ class Recommender(nn.Module):
 def xavier_embedding(num_rows: int, embedding_dim: int) -> nn.Parameter:
     """An embedding table (N, D), Xavier-uniform as the paper initialises it."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_rows, embedding_dim)))
+
+
+def require_modalities(available: Sequence[str], model: str, what: str = "features") -> list[str]:
+    """The modalities that a graph has ``what`` for, for a model that needs one at least.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if not available:
+        raise ConfigError(f"{model} needs at least one modality with {what}; the graph has none. Build one with them.")
+    return list(available)
+
+
+def fusion_weights(
+    available: Sequence[str], weights: Mapping[str, float] | None, *, what: str = "features"
+) -> dict[str, float]:
+    """The weight of each modality in a sum over modalities, in the order given, together 1.
+
+    Args:
+        available: The modalities to choose from.
+        weights: Their relative weights, those left out or 0 being unused; by default all are equal.
+        what: What the graph has for the available ones, for errors.
+
+    Raises:
+        ConfigError: If a weight is for another modality, or none is positive.
+    """
+    used = dict.fromkeys(available, 1.0) if weights is None else {m: w for m, w in weights.items() if w > 0}
+    if unknown := sorted(set(used) - set(available)):
+        close = get_close_matches(unknown[0], available, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"modality_weights names {', '.join(map(repr, unknown))}, but the graph has {what} for "
+            f"{', '.join(map(repr, available))}. Use one of these, or build the graph with that modality.{hint}"
+        )
+    if not used:
+        raise ConfigError("modality_weights must give at least one modality a positive weight.")
+    return {modality: weight / sum(used.values()) for modality, weight in used.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -10,19 +9,21 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from dream_pyg.errors import ConfigError
-from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_edge, norm_name
+from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_edge
 from dream_pyg.models.base import (
     Batch,
     DualRepresentations,
     Embeddings,
     Recommender,
+    fusion_weights,
     model_config,
+    require_modalities,
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.alignment import BehaviorModalAlignment
 from dream_pyg.nn.gates import FilterGate
+from dream_pyg.nn.item_features import FeatureScaling, scale_projection
 from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity_signal_norm
 from dream_pyg.nn.propagation import Propagation
 from dream_pyg.nn.user_features import mean_over_items, summed_features
@@ -76,7 +77,7 @@ class DREAM(Recommender):
         """alpha_m of Eq. 7 by modality, scaled to sum to 1; by default all modalities of the graph, equally."""
         gate_input: Literal["id", "propagated"] = "id"
         """What the gate filters: the ID embedding (layer 0) or the behavior representation (mean over layers)."""
-        feature_scaling: Literal["raw", "unit", "rms"] = "unit"
+        feature_scaling: FeatureScaling = "unit"
         """Item features in the gate: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
         use_gate: bool = True
         """Whether features gate the ID embedding; without, the modal line propagates it unfiltered."""
@@ -100,7 +101,8 @@ class DREAM(Recommender):
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
-        self.modality_weights = _modality_weights(graph, self.config.modality_weights)
+        available = require_modalities(feature_modalities(graph), "DREAM")
+        self.modality_weights = fusion_weights(available, self.config.modality_weights)
         self.user_embedding = xavier_embedding(self.num_users, self.config.embedding_dim)
         self.item_embedding = xavier_embedding(self.num_items, self.config.embedding_dim)
         self.gates = nn.ModuleDict(
@@ -155,11 +157,8 @@ class DREAM(Recommender):
         if not self.config.use_gate:
             return source
         gate = cast(FilterGate, self.gates[modality])
-        features = graph[ITEM][feature_name(modality)]
-        item = gate.project(features)
-        if self.config.feature_scaling != "raw":
-            length = 1.0 if self.config.feature_scaling == "unit" else features.size(1) ** 0.5
-            item = item * (length / graph[ITEM][norm_name(modality)].clamp(min=1e-12)).unsqueeze(1)
+        item = gate.project(graph[ITEM][feature_name(modality)])
+        item = scale_projection(graph, modality, item, self.config.feature_scaling)
         user = mean_over_items(self.propagation, graph, modality, item)
         return Embeddings(gate(user, source.user), gate(item, source.item))
 
@@ -194,20 +193,3 @@ class DREAM(Recommender):
     def _convolve(self, graph: HeteroData, node: str, modality: str, x: Tensor) -> Tensor:
         store = graph[knn_edge(node, modality)]
         return self.propagation(x, store.edge_index, store.edge_weight)
-
-
-def _modality_weights(graph: HeteroData, weights: dict[str, float] | None) -> dict[str, float]:
-    available = feature_modalities(graph)
-    if not available:
-        raise ConfigError("DREAM needs at least one modality with features; the graph has none. Build one with them.")
-    weights = dict.fromkeys(available, 1.0) if weights is None else {m: w for m, w in weights.items() if w > 0}
-    if unknown := sorted(set(weights) - set(available)):
-        close = get_close_matches(unknown[0], available, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(
-            f"modality_weights names {', '.join(map(repr, unknown))}, but the graph has features for "
-            f"{', '.join(map(repr, available))}. Use one of these, or build the graph with that modality.{hint}"
-        )
-    if not weights:
-        raise ConfigError("modality_weights must give at least one modality a positive weight.")
-    return {modality: weight / sum(weights.values()) for modality, weight in weights.items()}

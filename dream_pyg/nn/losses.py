@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bpr_loss(user: Tensor, pos_item: Tensor, neg_item: Tensor) -> Tensor:
+def bpr_loss(user: Tensor, pos_item: Tensor, neg_item: Tensor, present: Tensor | None = None) -> Tensor:
     r"""Bayesian Personalized Ranking (arXiv 1205.2618).
 
     .. math::
@@ -19,11 +19,29 @@ def bpr_loss(user: Tensor, pos_item: Tensor, neg_item: Tensor) -> Tensor:
         user: Users (B, D).
         pos_item: An interacted item of each (B, D).
         neg_item: An item of each that was not interacted with (B, D).
+        present: Which examples count (B,); by default all.
 
     Returns:
-        The mean over the batch.
+        The mean over the batch, 0 if no example counts.
     """
-    return F.softplus((user * (neg_item - pos_item)).sum(dim=-1)).mean()
+    return _mean(F.softplus((user * (neg_item - pos_item)).sum(dim=-1)), present)
+
+
+def cosine_loss(online: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
+    r"""Bootstrap without negatives: one minus the cosine to a target that gets no gradient (BM3, arXiv 2207.05969).
+
+    .. math::
+        1 - \frac1B \sum \frac{\mathbf z \cdot \mathrm{sg}(\mathbf t)}{\lVert\mathbf z\rVert \lVert\mathbf t\rVert}
+
+    Args:
+        online: Rows that learn (B, D).
+        target: Rows to be like (B, D).
+        present: Which examples count (B,); by default all.
+
+    Returns:
+        The mean over the batch, 0 if no example counts.
+    """
+    return _mean(1.0 - F.cosine_similarity(online, target.detach(), dim=-1), present)
 
 
 def l2_loss(*rows: Tensor) -> Tensor:
@@ -85,3 +103,9 @@ def similarity_signal_norm(
         unit = F.normalize(raw.detach().to(z.dtype), dim=-1)
         target.addmm_(unit, unit.T, alpha=weight)
     return torch.linalg.matrix_norm(z @ z.T - target) / len(z)
+
+
+def _mean(values: Tensor, present: Tensor | None) -> Tensor:
+    if present is None:
+        return values.mean()
+    return (values * present).sum() / present.sum().clamp(min=1)

@@ -1,0 +1,74 @@
+"""Item features of a modality, scaled and projected to the embeddings' width."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import HeteroData
+
+from dream_pyg.graph.schema import ITEM, feature_name, mask_name, norm_name
+
+FeatureScaling = Literal["raw", "unit", "rms"]
+"""Item features as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+
+
+def scale_projection(
+    graph: HeteroData, modality: str, projected: Tensor, scaling: FeatureScaling, item: Tensor | None = None
+) -> Tensor:
+    """Turn the linear projection of raw features into that of scaled ones, which are never built.
+
+    Args:
+        graph: The graph.
+        modality: The modality.
+        projected: Projected raw features (I, D), or those of some items (B, D).
+        scaling: How rows of features are scaled.
+        item: The ids of these items (B,); by default all.
+
+    Returns:
+        The projection of the scaled features, of the same shape.
+    """
+    if scaling == "raw":
+        return projected
+    norm = graph[ITEM][norm_name(modality)]
+    length = 1.0 if scaling == "unit" else graph[ITEM][feature_name(modality)].size(1) ** 0.5
+    return projected * (length / (norm if item is None else norm[item]).clamp(min=1e-12)).unsqueeze(1)
+
+
+class FeatureProjection(nn.Module):
+    r"""The projection of one modality's features, :math:`\mathbf h_m = \mathbf x_m \mathbf W_m + \mathbf b_m`.
+
+    The row of an item that lacks the modality is zero.
+
+    Args:
+        graph: The graph, for the width of the features F.
+        modality: The modality.
+        embedding_dim: Width of the projection D.
+        scaling: How rows of features are scaled first.
+        bias: Whether there is a :math:`\mathbf b_m`.
+    """
+
+    def __init__(
+        self, graph: HeteroData, modality: str, embedding_dim: int, *, scaling: FeatureScaling, bias: bool
+    ) -> None:
+        super().__init__()
+        self.modality = modality
+        self.scaling = scaling
+        self.weight = nn.Parameter(torch.empty(graph[ITEM][feature_name(modality)].size(1), embedding_dim))
+        self.bias = nn.Parameter(torch.zeros(embedding_dim)) if bias else None
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:
+        """Project the features of all items (I, D), or of those with the given ids (B, D)."""
+        features = graph[ITEM][feature_name(self.modality)]
+        projected = (features if item is None else features[item]).to(self.weight.dtype) @ self.weight
+        projected = scale_projection(graph, self.modality, projected, self.scaling, item)
+        if self.bias is None:
+            return projected
+        return projected + self.bias * self.present(graph, item).unsqueeze(1)
+
+    def present(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:
+        """Which items, all or those given, have the modality: (I,) or (B,)."""
+        present = graph[ITEM][mask_name(self.modality)]
+        return present if item is None else present[item]
