@@ -1,0 +1,219 @@
+"""``dream-pyg build-graph``: every kind of input, every option, reuse and refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from click.testing import Result
+
+from dream_pyg import load_graph
+
+Command = Callable[..., Result]
+LABELS = ("train_edge_label_index", "valid_edge_label_index", "test_edge_label_index")
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """What the command printed as JSON."""
+    assert result.exit_code == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+def test_toml_directory_and_toml_file_give_the_same_graph(command: Command, shop: Path, tmp_path: Path):
+    built = [
+        summary(command("build-graph", source, "--out", tmp_path / str(index), "-k", 5, "--format", "json"))
+        for index, source in enumerate([shop, shop / "dataset.toml"])
+    ]
+    assert [one["state"] for one in built] == ["built", "built"]
+    assert built[0]["fingerprint"] == built[1]["fingerprint"]
+    assert {key: built[0][key] for key in ("users", "items", "rows read", "items without image")} == {
+        "users": 60,
+        "items": 40,
+        "rows read": len(pl.read_csv(shop / "interactions.csv")),
+        "items without image": 2,
+    }
+    first, second = (load_graph(tmp_path / str(index)).graph for index in (0, 1))
+    for name in LABELS:
+        assert torch.equal(first["user", "interacts", "item"][name], second["user", "interacts", "item"][name])
+
+
+def test_table_and_json_say_the_same(command: Command, shop: Path, tmp_path: Path):
+    told = summary(command("build-graph", shop, "--out", tmp_path / "graph", "--format", "json"))
+    table = command("build-graph", shop, "--out", tmp_path / "graph").stdout
+    rows = dict(line.split("  ", 1) for line in table.splitlines()[1:])
+    rows = {key.strip(): value.strip() for key, value in rows.items()}
+    assert rows.keys() == told.keys()
+    changing = ("state", "seconds")
+    assert {k: v for k, v in rows.items() if k not in changing} == {
+        key: f"{value:,}" if isinstance(value, int) else str(value)
+        for key, value in told.items()
+        if key not in changing
+    }
+
+
+def test_a_csv_file_alone(command: Command, shop: Path, tmp_path: Path):
+    told = summary(command("build-graph", shop / "interactions.csv", "--out", tmp_path / "graph", "--format", "json"))
+    rows = pl.read_csv(shop / "interactions.csv")
+    assert told["users"] == 60
+    assert told["items"] == rows["item_id"].n_unique()
+    assert told["train"] + told["valid"] + told["test"] == len(rows)
+    assert load_graph(tmp_path / "graph").item_ids.to_list() == sorted(set(rows["item_id"]))
+
+
+def test_a_csv_file_with_features_and_neighbors(command: Command, shop: Path, tmp_path: Path):
+    text = pl.read_parquet(shop / "text.parquet")
+    ids = text["item_id"].to_list()
+    ring = pl.DataFrame({"item_id": ids, "neighbor_id": ids[1:] + ids[:1]})
+    ring.write_parquet(tmp_path / "ring.parquet")
+    arguments = ["--features", f"blurb={shop / 'text.parquet'}", "--neighbors", f"shelf={tmp_path / 'ring.parquet'}"]
+    told = summary(
+        command("build-graph", shop / "interactions.csv", *arguments, "--out", tmp_path / "graph", "--format", "json")
+    )
+    stored = load_graph(tmp_path / "graph")
+    assert told["edges item shelf_knn item"] == len(ids)
+    source, target = stored.graph["item", "shelf_knn", "item"].edge_index.as_tensor().numpy()
+    name = stored.item_ids.to_list()
+    edges = {(name[t], name[s]) for s, t in zip(source, target, strict=True)}
+    assert edges == set(zip(ring["item_id"], ring["neighbor_id"], strict=True))
+    assert stored.graph["item"].x_blurb.shape == (stored.graph["item"].num_nodes, 64)
+    row = name.index(ids[0])
+    np.testing.assert_array_equal(stored.graph["item"].x_blurb[row].numpy(), text["features"][0].to_numpy())
+    assert ("user", "shelf_knn", "user") not in stored.graph.edge_types
+    assert ("user", "blurb_knn", "user") in stored.graph.edge_types
+
+
+def test_inter_file_with_integer_ids_and_a_given_split(command: Command, tmp_path: Path):
+    rows = [(user, 100 + item, 2 if item == user % 5 else 1 if item == (user + 1) % 5 else 0)
+            for user in range(1, 7) for item in range(5)]  # fmt: skip
+    lines = ["userID\titemID\tx_label", *("\t".join(map(str, row)) for row in rows)]
+    (tmp_path / "shop.inter").write_text("\n".join(lines) + "\n")
+    told = summary(command("build-graph", tmp_path / "shop.inter", "--out", tmp_path / "graph", "--format", "json"))
+    assert [told[key] for key in ("users", "items", "train", "valid", "test")] == [6, 5, 18, 6, 6]
+    stored = load_graph(tmp_path / "graph")
+    assert stored.user_ids.dtype == pl.Int64
+    user, item = stored.graph["user", "interacts", "item"].test_edge_label_index.tolist()
+    pairs = {(stored.user_ids[u], stored.item_ids[i]) for u, i in zip(user, item, strict=True)}
+    assert pairs == {(user, item) for user, item, split in rows if split == 2}
+
+
+def test_columns_by_name_and_leave_last_out(command: Command, shop: Path, tmp_path: Path):
+    renamed = pl.read_csv(shop / "interactions.csv").rename({"user_id": "who", "item_id": "what", "timestamp": "when"})
+    renamed.write_csv(tmp_path / "clicks.csv")
+    columns = ["--user-column", "who", "--item-column", "what", "--timestamp-column", "when"]
+    told = summary(
+        command("build-graph", tmp_path / "clicks.csv", *columns, "--split", "leave_last_out",
+                "--out", tmp_path / "graph", "--format", "json")
+    )  # fmt: skip
+    assert (told["valid"], told["test"]) == (60, 60)
+    stored = load_graph(tmp_path / "graph")
+    last = dict(renamed.sort("when").group_by("who").agg(pl.col("what").last()).iter_rows())
+    user, item = stored.graph["user", "interacts", "item"].test_edge_label_index.tolist()
+    assert {stored.user_ids[u]: stored.item_ids[i] for u, i in zip(user, item, strict=True)} == last
+
+
+def test_split_column(command: Command, shop: Path, tmp_path: Path):
+    frame = pl.read_csv(shop / "interactions.csv").with_row_index("row")
+    fold = pl.when(pl.col("row") % 10 == 0).then(pl.lit("test")).when(pl.col("row") % 10 == 1).then(pl.lit("valid"))
+    frame.with_columns(fold.otherwise(pl.lit("train")).alias("fold")).write_csv(tmp_path / "clicks.csv")
+    told = summary(
+        command("build-graph", tmp_path / "clicks.csv", "--split-column", "fold", "--out", tmp_path / "graph",
+                "--format", "json")
+    )  # fmt: skip
+    assert (told["test"], told["valid"]) == (len(range(0, len(frame), 10)), len(range(1, len(frame), 10)))
+
+
+def test_split_seed_changes_the_split_and_nothing_else(command: Command, shop: Path, tmp_path: Path):
+    told = [
+        summary(command("build-graph", shop, "--split-seed", seed, "--out", tmp_path / str(seed), "--format", "json"))
+        for seed in (0, 1)
+    ]
+    assert told[0]["fingerprint"] != told[1]["fingerprint"]
+    pairs = [
+        [
+            set(map(tuple, load_graph(tmp_path / str(seed)).graph["user", "interacts", "item"][name].T.tolist()))
+            for name in LABELS
+        ]
+        for seed in (0, 1)
+    ]
+    assert set().union(*pairs[0]) == set().union(*pairs[1])
+    assert pairs[0] != pairs[1]
+
+
+def test_k_core_neighbors_self_and_modalities(command: Command, shop: Path, tmp_path: Path):
+    text = (shop / "dataset.toml").read_text().split("[expected]")[0]
+    shutil.copytree(shop, tmp_path / "data")
+    (tmp_path / "data" / "dataset.toml").write_text(text)
+    arguments = ["--k-core", 5, "-k", 3, "--include-self", "--no-user-graphs", "--without", "text"]
+    told = summary(
+        command("build-graph", tmp_path / "data", *arguments, "--out", tmp_path / "graph", "--format", "json")
+    )
+    graph = load_graph(tmp_path / "graph").graph
+    pairs = torch.cat([graph["user", "interacts", "item"][name] for name in LABELS], dim=1)
+    assert min(int(torch.bincount(side).min()) for side in pairs) >= 5
+    relations = [relation for _, relation, _ in graph.edge_types if relation.endswith("_knn")]
+    assert relations == ["image_knn"]
+    has = int(graph["item"].has_image.sum())
+    assert told["edges item image_knn item"] == 3 * has
+    source, target = graph["item", "image_knn", "item"].edge_index.as_tensor()
+    assert int((source == target).sum()) == has
+
+
+def test_same_inputs_are_reused_and_untouched(command: Command, shop: Path, tmp_path: Path):
+    out = tmp_path / "graph"
+    first = summary(command("build-graph", shop, "--out", out, "--format", "json"))
+    before = {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in out.iterdir()}
+    again = summary(command("build-graph", shop, "--out", out, "--format", "json"))
+    assert (first["state"], again["state"]) == ("built", "reused")
+    assert {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in out.iterdir()} == before
+    assert "reused" in command("build-graph", shop, "--out", out).stdout
+
+
+def test_other_parameters_are_refused_until_overwrite(command: Command, shop: Path, tmp_path: Path):
+    out = tmp_path / "graph"
+    first = summary(command("build-graph", shop, "--out", out, "--format", "json"))
+    refused = command("build-graph", shop, "--out", out, "-k", 4)
+    assert refused.exit_code == 1
+    assert refused.stdout == ""
+    assert first["fingerprint"] in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert load_graph(out).fingerprint.startswith(first["fingerprint"])
+    replaced = summary(command("build-graph", shop, "--out", out, "-k", 4, "--overwrite", "--format", "json"))
+    assert replaced["state"] == "built"
+    assert replaced["fingerprint"] in refused.stderr
+    assert load_graph(out).info["parameters"]["num_neighbors"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["graph"]
+
+
+def test_overwrite_leaves_alone_what_is_no_store(command: Command, shop: Path, tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    result = command("build-graph", shop, "--out", tmp_path / "home", "--overwrite")
+    assert result.exit_code == 1
+    assert "left as it is" in result.stderr
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.tex"]
+
+
+def test_quiet_leaves_standard_error_empty(command: Command, shop: Path, tmp_path: Path):
+    result = command("--quiet", "build-graph", shop, "--out", tmp_path / "graph", "--format", "json")
+    assert summary(result)["state"] == "built"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("assignment", ["image", "=image.npy", "image="])
+def test_features_want_a_name_and_a_file(command: Command, shop: Path, tmp_path: Path, assignment: str):
+    result = command("build-graph", shop, "--features", assignment, "--out", tmp_path / "graph")
+    assert result.exit_code == 2
+    assert "MODALITY=FILE" in result.stderr
+
+
+def test_columns_belong_into_the_toml(command: Command, shop: Path, tmp_path: Path):
+    result = command("build-graph", shop, "--user-column", "user_id", "--out", tmp_path / "graph")
+    assert result.exit_code == 2
+    assert "dataset.toml" in result.stderr

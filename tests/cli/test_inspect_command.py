@@ -1,0 +1,41 @@
+"""``dream-pyg inspect``."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+
+Command = Callable[..., Result]
+
+
+def test_a_store_is_described_by_its_graph_json(command: Command, shop_graph: Path):
+    told = json.loads(command("inspect", shop_graph, "--format", "json").stdout)
+    stored = json.loads((shop_graph / "graph.json").read_text())
+    stored.pop("checksum")
+    assert told == stored
+
+
+def test_a_run_is_described_by_its_files(command: Command, shop_run: Path):
+    told = json.loads(command("inspect", shop_run, "--format", "json").stdout)
+    assert told["config"] == tomllib.loads((shop_run / "config.toml").read_text())
+    assert told["test"] == json.loads((shop_run / "test_metrics.json").read_text())
+    recorded = json.loads((shop_run / "run.json").read_text())
+    assert {key: told[key] for key in recorded} == recorded
+
+
+def test_tables_have_a_line_for_every_value(command: Command, shop_graph: Path, shop_run: Path):
+    for path, expected in ((shop_graph, ["counts.users", "60"]), (shop_run, ["config.model.name", "dream"])):
+        lines = [line.split() for line in command("inspect", path).stdout.splitlines()]
+        assert expected in lines
+
+
+def test_what_is_neither_is_refused(command: Command, tmp_path: Path):
+    for path in (tmp_path, tmp_path / "missing"):
+        result = command("inspect", path)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert "is not a graph store" in result.stderr

@@ -1,0 +1,186 @@
+"""``dream-pyg train`` and ``dream-pyg evaluate``: what they print, write, resume and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+
+from dream_pyg.data.files import load_tensors
+from dream_pyg.models import MODELS
+
+Command = Callable[..., Result]
+CPU = ("--device", "cpu", "--set", "training.batch_size=64")
+RUN_FILES = {
+    "config.toml",
+    "run.json",
+    "metrics.jsonl",
+    "test_metrics.json",
+    "checkpoints/last.pt",
+    "checkpoints/best.safetensors",
+}
+
+
+def files_of(run: Path) -> set[str]:
+    """The files of a run, relative to it."""
+    return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+
+
+def assert_same_result(first: Path, second: Path) -> None:
+    """Two runs ended in the same weights and the same test metrics, bit for bit."""
+    assert (first / "test_metrics.json").read_text() == (second / "test_metrics.json").read_text()
+    (mine, my_metadata), (theirs, their_metadata) = (
+        load_tensors(run / "checkpoints" / "best.safetensors") for run in (first, second)
+    )
+    assert my_metadata == their_metadata
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_train_writes_the_run_directory(command: Command, shop_graph: Path, tmp_path: Path, model: str):
+    run = tmp_path / "runs" / model
+    arguments = ["--model", model, "--run", run, *CPU, "--set", "training.epochs=2", "--seed", 7]
+    result = command("train", shop_graph, *arguments, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["run"] == str(run)
+    assert told["test_metrics"] == json.loads((run / "test_metrics.json").read_text())["lines"]["general"]
+    assert files_of(run) == RUN_FILES
+    config = tomllib.loads((run / "config.toml").read_text())
+    assert config["graph"] == str(shop_graph)
+    assert config["model"].items() >= {"name": model}.items()
+    assert config["training"].items() >= {"epochs": 2, "seed": 7, "device": "cpu", "batch_size": 64}.items()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == ([0] if model == "popularity" else [1, 2])
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_results_on_stdout_progress_on_stderr(command: Command, shop_graph: Path, tmp_path: Path):
+    result = command(
+        "train", shop_graph, "--model", "bpr", "--run", tmp_path / "run", *CPU, "--set", "training.epochs=2"
+    )
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["split", "valid", "test", "best"]
+    assert [line.split()[:2] for line in result.stderr.splitlines()] == [["epoch", "1"], ["epoch", "2"]]
+
+
+def test_config_file_and_overrides(command: Command, shop_graph: Path, tmp_path: Path):
+    (tmp_path / "run.toml").write_text(
+        f'graph = "{shop_graph}"\n[model]\nname = "lightgcn"\nnum_layers = 1\nl2_weight = 0.5\n'
+        "[training]\nepochs = 1\nbatch_size = 64\nseed = 3\n"
+    )
+    overrides = ["--set", "model.num_layers=3", "--seed", 4, "--device", "cpu"]
+    result = command("train", "--config", tmp_path / "run.toml", "--run", tmp_path / "run", *overrides)
+    assert result.exit_code == 0, result.stderr
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert config["model"] == {"name": "lightgcn", "embedding_dim": 64, "num_layers": 3, "l2_weight": 0.5}
+    assert (config["training"]["epochs"], config["training"]["seed"]) == (1, 4)
+
+
+def test_two_epochs_and_two_resumed_are_four(command: Command, shop_graph: Path, tmp_path: Path):
+    arguments = ["--model", "dream", *CPU]
+    command("train", shop_graph, *arguments, "--run", tmp_path / "whole", "--set", "training.epochs=4")
+    command("train", shop_graph, *arguments, "--run", tmp_path / "parts", "--set", "training.epochs=2")
+    resumed = command("train", "--resume", "--run", tmp_path / "parts", "--set", "training.epochs=4")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "Resuming" in resumed.stderr
+    assert files_of(tmp_path / "parts") == RUN_FILES
+    assert (tmp_path / "parts" / "config.toml").read_text() == (tmp_path / "whole" / "config.toml").read_text()
+    assert_same_result(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_finished_run_resumes_to_the_same(command: Command, shop_graph: Path, tmp_path: Path):
+    for model in ("lightgcn", "popularity"):
+        run = tmp_path / model
+        first = command("train", shop_graph, "--model", model, "--run", run, *CPU, "--set", "training.epochs=1")
+        again = command("train", "--resume", "--run", run)
+        assert again.exit_code == 0, again.stderr
+        assert again.stdout == first.stdout
+
+
+def test_an_existing_directory_is_refused(command: Command, shop_graph: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    result = command("train", shop_graph, "--model", "bpr", "--run", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "--resume" in result.stderr
+    assert files_of(tmp_path / "run") == set()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+def test_an_interrupt_saves_exits_with_130_and_resumes_exactly(
+    command: Command, shop_graph: Path, tmp_path: Path, signal_number: int
+):
+    arguments = ["--model", "dream", *CPU, "--set", "training.patience=1000", "--set", "training.epochs"]
+    run = tmp_path / "run"
+    line = [sys.executable, "-m", "dream_pyg", "train", str(shop_graph), "--run", str(run), *arguments[:-1]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*line, "training.epochs=100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        for told in process.stderr:
+            if told.startswith("epoch   3"):
+                break
+        process.send_signal(signal_number)
+        rest = process.stderr.read().splitlines()
+        assert process.stdout.read() == ""
+    assert process.returncode == 130
+    assert rest[-1].startswith("Error: Interrupted")
+    assert f"dream-pyg train --resume --run {run}" in rest[-1]
+    done = len((run / "metrics.jsonl").read_text().splitlines())
+    epochs = f"training.epochs={done + 2}"
+    assert command("train", "--resume", "--run", run, "--set", epochs).exit_code == 0
+    assert command("train", shop_graph, "--run", tmp_path / "whole", *arguments[:-1], epochs).exit_code == 0
+    assert_same_result(run, tmp_path / "whole")
+
+
+def test_evaluate_repeats_the_test_metrics(command: Command, shop_run: Path):
+    expected = json.loads((shop_run / "test_metrics.json").read_text())["lines"]
+    result = command("evaluate", shop_run, "-k", 5, "-k", 10, "-k", 20, "-k", 50, "--device", "cpu", "--format", "json")
+    told = json.loads(result.stdout)
+    assert told == {"run": str(shop_run), "split": "test", "mask_valid": False, "lines": expected}
+    assert list(expected) == ["general", "behavior", "modal"]
+
+
+def test_evaluate_tables_round_the_same_numbers(command: Command, shop_run: Path):
+    expected = json.loads((shop_run / "test_metrics.json").read_text())["lines"]
+    header, *rows = [line.split() for line in command("evaluate", shop_run, "-k", 20).stdout.splitlines()]
+    assert [row[0] for row in rows] == list(expected)
+    for row in rows:
+        assert dict(zip(header[1:], row[1:], strict=True)) == {
+            name: f"{value:.4f}" for name, value in expected[row[0]].items() if name.endswith("@20")
+        }
+
+
+def test_evaluate_on_valid_gives_what_chose_the_epoch(command: Command, shop_run: Path):
+    told = json.loads(command("evaluate", shop_run, "--split", "valid", "--format", "json").stdout)
+    lines = [json.loads(line)["valid"] for line in (shop_run / "metrics.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda metrics: metrics["recall@20"])
+    assert {name: told["lines"]["general"][name] for name in best} == best
+
+
+def test_masking_validation_items_never_lowers_a_hit(command: Command, shop_run: Path):
+    plain, masked = (
+        json.loads(command("evaluate", shop_run, *flag, "--format", "json").stdout)["lines"]["general"]
+        for flag in ([], ["--mask-valid"])
+    )
+    assert masked["mrr@20"] > plain["mrr@20"]
+    assert all(masked[name] >= plain[name] for name in plain if not name.startswith("coverage"))
+
+
+@pytest.mark.parametrize("arguments", [["--split", "tset"], ["-k", "0"], ["-k", "-3"]], ids=" ".join)
+def test_evaluate_refuses_unknown_splits_and_cut_offs(command: Command, shop_run: Path, arguments: list[str]):
+    result = command("evaluate", shop_run, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
