@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -258,7 +259,9 @@ class DatasetConfig(_Section):
         """
         if name not in self.modalities:
             known = ", ".join(self.modalities) or "none"
-            raise ConfigError(f"The dataset {self.name!r} has no modality {name!r} (it has: {known}).")
+            close = get_close_matches(name, self.modalities, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"The dataset {self.name!r} has no modality {name!r} (it has: {known}).{hint}")
         return self._replaced({"modalities": {key: kept for key, kept in self.modalities.items() if key != name}})
 
     def files(self, data_dir: str | Path | None = None) -> dict[str, Path]:
