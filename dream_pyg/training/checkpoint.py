@@ -45,7 +45,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ResumeError(f"The checkpoint {path} is truncated or damaged ({error}). {cure}") from error
     if damaged is not None:
         raise ResumeError(f"The checkpoint {path} is damaged: checksum of {damaged!r} does not match. {cure}")
-    version = state.get("format_version")
+    version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
         raise ResumeError(f"The checkpoint {path} has format {version}, expected {FORMAT_VERSION}. {cure}")
     return state
