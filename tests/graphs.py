@@ -100,7 +100,7 @@ class PlantedBlocks:
 
     num_blocks: int = 3
     users_per_block: int = 8
-    items_per_block: int = 8
+    items_per_block: int = 10
     num_modalities: int = 2
     noise: float = 0.2
     seed: int = 0

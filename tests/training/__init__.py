@@ -1,0 +1,1 @@
+"""Sampling, checkpoints and the training loop."""

@@ -1,0 +1,108 @@
+"""What an epoch of triplets promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_geometric.data import HeteroData
+
+from dream_pyg.errors import TrainingError
+from dream_pyg.graph.schema import INTERACTS, ITEM, USER, label_name
+from dream_pyg.training.triplets import TripletSampler
+
+MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**32 - 1)).map(
+    lambda sizes: np.random.default_rng(sizes[2]).random(sizes[:2]) < 0.5
+)
+
+
+def graph_of(train: np.ndarray) -> HeteroData:
+    """A graph of the train pairs of a matrix (U, I), in random order."""
+    graph = HeteroData()
+    graph[USER].num_nodes, graph[ITEM].num_nodes = train.shape
+    pairs = torch.from_numpy(np.stack(np.nonzero(train)))
+    order = torch.randperm(pairs.size(1), generator=torch.Generator().manual_seed(0))
+    graph[INTERACTS][label_name("train")] = pairs[:, order]
+    return graph
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(MATRICES, st.integers(0, 1000))
+def test_every_rankable_pair_once_with_a_train_item_the_user_did_not_take(train, seed):
+    train_items = train.any(axis=0)
+    rankable = train & ~train[:, train_items].all(axis=1, keepdims=True)
+    if not rankable.any():
+        with pytest.raises(TrainingError, match="nothing to rank"):
+            TripletSampler(graph_of(train))
+        return
+    sampler = TripletSampler(graph_of(train))
+    user, pos_item, neg_item = sampler.epoch(seeded(seed))
+    assert len(sampler) == len(user) == rankable.sum()
+    assert sorted(zip(user.tolist(), pos_item.tolist(), strict=True)) == list(zip(*np.nonzero(rankable), strict=True))
+    assert not train[user, neg_item].any()
+    assert train_items[neg_item].all()
+
+
+def test_an_epoch_is_a_function_of_the_generator_and_differs_between_epochs():
+    sampler = TripletSampler(graph_of(np.random.default_rng(0).random((20, 15)) < 0.3))
+    generator = seeded(7)
+    first, second = sampler.epoch(generator), sampler.epoch(generator)
+    again = sampler.epoch(seeded(7))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    for one, other in zip(first, second, strict=True):
+        assert not torch.equal(one, other)
+
+
+def test_the_order_of_the_stored_pairs_does_not_move_the_negatives_out_of_place():
+    train = np.random.default_rng(1).random((9, 8)) < 0.4
+    graph = graph_of(train)
+    graph[INTERACTS][label_name("train")] = graph[INTERACTS][label_name("train")].flip(1)
+    user, _, neg_item = TripletSampler(graph).epoch(seeded(0))
+    assert not train[user, neg_item].any()
+
+
+def test_negatives_are_uniform_over_the_train_items_that_the_user_did_not_take():
+    train = np.zeros((3, 12), dtype=bool)
+    train[0, [0, 1]] = True
+    train[1, [2, 3, 4, 5, 6]] = True
+    train[2, [7, 8, 0]] = True  # items 9 to 11 occur in no train interaction
+    sampler = TripletSampler(graph_of(train))
+    generator, counts = seeded(0), np.zeros(train.shape)
+    for _ in range(2000):
+        user, _, neg_item = sampler.epoch(generator)
+        np.add.at(counts, (user, neg_item), 1)
+    allowed = ~train & train.any(axis=0)
+    assert not counts[~allowed].any()
+    for user in range(3):
+        observed = counts[user, allowed[user]]
+        expected = 2000 * train[user].sum() / allowed[user].sum()
+        statistic = ((observed - expected) ** 2 / expected).sum()
+        degrees = torch.tensor((len(observed) - 1) / 2)
+        p_value = torch.special.gammaincc(degrees, torch.tensor(statistic / 2, dtype=torch.float32))
+        assert p_value > 0.01, f"user {user}: chi-square {statistic:.1f}"
+
+
+def test_shuffling_is_uniform_over_positions():
+    train = np.eye(4, dtype=bool)
+    sampler, generator = TripletSampler(graph_of(train)), seeded(0)
+    counts = np.zeros((4, 4))
+    for _ in range(2000):
+        counts[np.arange(4), sampler.epoch(generator).user] += 1
+    statistic = ((counts - 500) ** 2 / 500).sum()  # a doubly stochastic table: (4 - 1)^2 degrees of freedom
+    assert torch.special.gammaincc(torch.tensor(4.5), torch.tensor(statistic / 2, dtype=torch.float32)) > 0.01
+
+
+def test_a_user_with_every_train_item_is_left_out_and_drawing_ends():
+    train = np.zeros((2, 100), dtype=bool)
+    train[0, :99] = True  # everything that occurs in train: no negative
+    train[1, :98] = True  # one negative in 99, so drawing repeats hundreds of times
+    sampler = TripletSampler(graph_of(train))
+    user, pos_item, neg_item = sampler.epoch(seeded(0))
+    assert (user == 1).all()
+    assert pos_item.sort().values.tolist() == list(range(98))
+    assert (neg_item == 98).all()
