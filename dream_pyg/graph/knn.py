@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import faiss
 import numpy as np
@@ -15,6 +16,10 @@ RowSource = Callable[[int, int], np.ndarray]
 """Rows ``start`` to ``stop`` of a matrix as float32 (stop - start, F)."""
 
 _BLOCK_BYTES = 256 << 20
+_UNCERTAINTY = 2e-6
+"""Cosines that differ by less in float32 may be in the wrong order: many times the rounding error measured."""
+_TIE_DECIMALS = 12
+"""Cosines that agree to this many decimals in float64 are ties."""
 
 
 def cosine_knn(
@@ -22,8 +27,10 @@ def cosine_knn(
 ) -> Neighbors:
     """The most similar rows of each row by cosine, exactly.
 
-    At most two blocks of rows are in memory at a time, and never an (N, N) matrix. Rows of zeros have no direction:
-    they get no neighbours and are nobody's neighbour.
+    faiss searches in float32. Where the last neighbour and the first that is left out are too close to tell apart, as
+    among duplicates, the row is searched again in float64, so that the graph depends on the features alone and not on
+    threads or blocks. Memory holds a few blocks of rows at a time, and never an (N, N) matrix. Rows of zeros have no
+    direction: they get no neighbours and are nobody's neighbour.
 
     Args:
         rows: Gives any block of the matrix.
@@ -34,7 +41,8 @@ def cosine_knn(
         what: What the rows are, for the progress bar and errors.
 
     Returns:
-        Neighbours (N, K), the most similar first, ties by lower id; ``-1`` fills rows that have fewer.
+        Neighbours (N, K), the most similar first; of ties at the last place those with lower ids are taken. ``-1``
+        fills rows that have fewer.
 
     Raises:
         ConfigError: If K is not between 1 and N - 1 (N with self).
@@ -45,68 +53,103 @@ def cosine_knn(
             f"num_neighbors must be between 1 and {limit} for {num_rows} {what or 'rows'} (got {num_neighbors}). "
             "Choose a smaller number of neighbours."
         )
-    # One more than wanted, since self comes back as well and is dropped by id: duplicates may rank before it.
-    wanted = num_neighbors + 1
+    num_others = num_neighbors - include_self
     block = max(1024, _BLOCK_BYTES // (4 * num_features))
     starts = range(0, num_rows, block)
-    best_similarity = np.full((num_rows, wanted), -np.inf, dtype=np.float32)
-    best_index = np.full((num_rows, wanted), -1, dtype=np.int64)
+    # Two more than wanted: self, which is dropped by id since duplicates may rank before it, and one to compare with.
+    similarity, index = _search(rows, num_rows, starts, num_others + 2, what)
+    own = np.arange(num_rows)[:, None]
+    present = index[:, 0] >= 0
+    similarity, index = _ranked(np.where(index == own, -np.inf, similarity), index)
+    if num_others:
+        with np.errstate(invalid="ignore"):  # two missing neighbours
+            gap = similarity[:, num_others - 1] - similarity[:, num_others]
+        unsettled = np.flatnonzero(gap < _UNCERTAINTY)
+        for chosen, settled_similarity, settled_index in _settle(rows, num_rows, starts, unsettled, num_others):
+            similarity[chosen, :num_others], index[chosen, :num_others] = settled_similarity, settled_index
+    similarity, index = similarity[:, :num_others], index[:, :num_others]
+    index = np.where(similarity == -np.inf, -1, index)
+    similarity = np.where(index >= 0, np.clip(similarity, -1.0, 1.0), 0.0)
+    if include_self:
+        index = np.concatenate([np.where(present[:, None], own, -1), index], axis=1)
+        similarity = np.concatenate([present[:, None], similarity], axis=1)
+    return Neighbors(index=index, similarity=similarity.astype(np.float32))
+
+
+def _search(rows: RowSource, num_rows: int, starts: range, count: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """The ``count`` most similar rows of each, by faiss, a block against a block; -inf and -1 where there are fewer."""
+    best_similarity = np.full((num_rows, count), -np.inf, dtype=np.float32)
+    best_index = np.full((num_rows, count), -1, dtype=np.int64)
     for base_start in progress(starts, f"kNN of {what or 'rows'}"):
-        base, base_present = _unit_rows(rows, base_start, min(base_start + block, num_rows))
-        base_id = base_start + np.flatnonzero(base_present)
-        base = base[base_present]
+        base, base_id = _unit_rows(rows, base_start, min(base_start + starts.step, num_rows), np.float32)
         if not len(base):
             continue
         for start in starts:
-            stop = min(start + block, num_rows)
-            query, present = (base, base_present) if start == base_start else _present_unit_rows(rows, start, stop)
+            query, target = (
+                (base, base_id)
+                if start == base_start
+                else _unit_rows(rows, start, min(start + starts.step, num_rows), np.float32)
+            )
             if not len(query):
                 continue
-            similarity, found = faiss.knn(query, base, min(wanted, len(base)), metric=faiss.METRIC_INNER_PRODUCT)
-            target = start + np.flatnonzero(present)
-            best_similarity[target], best_index[target] = _merge(
-                best_similarity[target], best_index[target], similarity, base_id[found], wanted
+            similarity, found = faiss.knn(query, base, min(count, len(base)), metric=faiss.METRIC_INNER_PRODUCT)
+            similarity, index = _ranked(
+                np.concatenate([best_similarity[target], similarity], axis=1),
+                np.concatenate([best_index[target], base_id[found]], axis=1),
             )
-    return _finish(best_similarity, best_index, num_neighbors, include_self)
+            best_similarity[target], best_index[target] = similarity[:, :count], index[:, :count]
+    return best_similarity, best_index
 
 
-def _unit_rows(rows: RowSource, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    block = np.array(rows(start, stop), dtype=np.float32, order="C")
+def _settle(
+    rows: RowSource, num_rows: int, starts: range, unsettled: np.ndarray, count: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Search again for some rows in float64; yields ids (Q,), similarities (Q, count) and neighbours (Q, count)."""
+    at_once = max(1, _BLOCK_BYTES // (64 * min(starts.step, num_rows)))
+    for start in starts:
+        stop = min(start + starts.step, num_rows)
+        wanted = unsettled[(unsettled >= start) & (unsettled < stop)]
+        if not len(wanted):
+            continue
+        unit, unit_id = _unit_rows(rows, start, stop, np.float64)
+        for first in range(0, len(wanted), at_once):
+            chosen = wanted[first : first + at_once]
+            query = unit[np.searchsorted(unit_id, chosen)]
+            similarity = np.full((len(chosen), count), -np.inf)
+            index = np.full((len(chosen), count), -1, dtype=np.int64)
+            for base_start in starts:
+                base, base_id = (
+                    (unit, unit_id)
+                    if base_start == start
+                    else _unit_rows(rows, base_start, min(base_start + starts.step, num_rows), np.float64)
+                )
+                cosine = np.round(query @ base.T, _TIE_DECIMALS)
+                cosine[chosen[:, None] == base_id] = -np.inf
+                similarity = np.concatenate([similarity, cosine], axis=1)
+                index = np.concatenate([index, np.broadcast_to(base_id, cosine.shape)], axis=1)
+                taken = _highest(similarity, count)
+                similarity, index = (np.take_along_axis(part, taken, axis=1) for part in (similarity, index))
+            yield chosen, *_ranked(similarity, index)
+
+
+def _highest(value: np.ndarray, count: int) -> np.ndarray:
+    """The columns (Q, count), ascending, of the highest values (Q, N) of each row; of ties the first."""
+    last = -np.partition(-value, count - 1, axis=1)[:, count - 1 : count]
+    above, tied = value > last, value == last
+    room = count - above.sum(axis=1, keepdims=True)
+    taken = above | (tied & (np.cumsum(tied, axis=1) <= room))
+    return np.nonzero(taken)[1].reshape(-1, count)
+
+
+def _unit_rows(rows: RowSource, start: int, stop: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a block that differ from zero, with norm 1 (P, F), and their ids (P,)."""
+    block = np.array(rows(start, stop), dtype=dtype, order="C")
     norm = np.linalg.norm(block, axis=1)
-    present = norm > 0
-    block[present] /= norm[present, None]
-    return block, present
+    present = np.flatnonzero(norm > 0)
+    return block[present] / norm[present, None], start + present
 
 
-def _present_unit_rows(rows: RowSource, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    block, present = _unit_rows(rows, start, stop)
-    return block[present], present
-
-
-def _merge(
-    similarity: np.ndarray, index: np.ndarray, new_similarity: np.ndarray, new_index: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    similarity = np.concatenate([similarity, new_similarity], axis=1)
-    index = np.concatenate([index, new_index], axis=1)
-    order = _ranking(similarity, index)[:, :count]
+def _ranked(similarity: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row in the order of falling similarity, then of ids."""
+    order = np.lexsort((index, -similarity), axis=1)
     return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(index, order, axis=1)
-
-
-def _ranking(similarity: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return np.lexsort((index, -similarity), axis=1)
-
-
-def _finish(similarity: np.ndarray, index: np.ndarray, num_neighbors: int, include_self: bool) -> Neighbors:
-    own = np.arange(len(index))[:, None]
-    present = index[:, :1] >= 0
-    similarity = np.where(index == own, np.inf if include_self else -np.inf, similarity)
-    if include_self:
-        # Self may have been crowded out by duplicates: it takes the last place, then sorts to the first.
-        crowded_out = present[:, 0] & ~(index == own).any(axis=1)
-        index[crowded_out, -1] = own[crowded_out, 0]
-        similarity[crowded_out, -1] = np.inf
-    order = _ranking(similarity, index)[:, :num_neighbors]
-    similarity, index = np.take_along_axis(similarity, order, axis=1), np.take_along_axis(index, order, axis=1)
-    index = np.where(similarity == -np.inf, -1, index)
-    similarity = np.where(index == own, 1.0, np.clip(similarity, -1.0, 1.0))
-    return Neighbors(index=index, similarity=np.where(index >= 0, similarity, 0.0).astype(np.float32))
