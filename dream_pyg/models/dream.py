@@ -9,7 +9,15 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_edge
+from dream_pyg.graph.schema import (
+    ITEM,
+    USER,
+    count_name,
+    feature_modalities,
+    feature_name,
+    knn_edge,
+    mask_name,
+)
 from dream_pyg.models.base import (
     Batch,
     DualRepresentations,
@@ -52,8 +60,9 @@ class DREAM(Recommender):
     Note:
         Fidelity, by field of :class:`Config`. EXACT: ``embedding_dim``, ``num_layers``, ``temperature``, the
         regularisation of 1e-4, the additive fusion. CHOSEN by measurement: ``gate_input``, ``feature_scaling``,
-        ``normalize_alignment``, ``normalize_signal``, ``squared_signal``, batch means in place of sums. UNKNOWN in
-        the paper: the three loss weights and the neighbours' number; the defaults were chosen on validation.
+        ``normalize_alignment``, ``normalize_signal``, ``center_signal``, ``squared_signal``, and batch means in place
+        of sums. UNKNOWN in the paper: the three loss weights and the number of neighbours; the defaults were chosen
+        on validation.
     """
 
     @model_config
@@ -69,7 +78,7 @@ class DREAM(Recommender):
         """alpha of Eq. 15."""
         inter_weight: NonNegativeFloat = 0.001
         """beta of Eq. 15."""
-        signal_weight: NonNegativeFloat = 0.1
+        signal_weight: NonNegativeFloat = 0.01
         """gamma of Eq. 15."""
         l2_weight: NonNegativeFloat = 1e-4
         """lambda: weight of the L2 term on the batch's ID embeddings."""
@@ -89,6 +98,10 @@ class DREAM(Recommender):
         """Whether InfoNCE compares unit rows."""
         normalize_signal: bool = True
         """Whether the signal compares the modal representation by cosine instead of dot product."""
+        center_signal: bool = True
+        """Whether the signal's target compares features after subtracting their mean over all items that have them.
+        Features of one sign (many image and audio encoders) have cosines near 1 for every pair, and an uncentred
+        target then only pulls all representations together."""
         squared_signal: bool = True
         """Mean squared error (second version of the paper) instead of the norm (first version) in Eq. 12."""
 
@@ -112,6 +125,10 @@ class DREAM(Recommender):
                 if self.config.use_gate
             }
         )
+        for modality in self.modality_weights:
+            features, has = graph[ITEM][feature_name(modality)], graph[ITEM][mask_name(modality)]
+            mean = features[has].float().mean(dim=0) * self.config.center_signal
+            self.register_buffer(f"mean_{modality}", mean)
         self.propagation = Propagation()
         self.alignment = BehaviorModalAlignment(
             self.config.intra_weight,
@@ -183,8 +200,14 @@ class DREAM(Recommender):
     def _signal(self, graph: HeteroData, batch: Batch, modal_user: Tensor, modal_item: Tensor) -> Tensor:
         signal = similarity_signal if self.config.squared_signal else similarity_signal_norm
         weights = list(self.modality_weights.values())
-        item_features = [graph[ITEM][feature_name(m)][batch.pos_item] for m in self.modality_weights]
-        user_features = [summed_features(graph, m, batch.user) for m in self.modality_weights]
+        item_features, user_features = [], []
+        for modality in self.modality_weights:
+            item, mean = graph[ITEM], self.get_buffer(f"mean_{modality}")
+            has = item[mask_name(modality)][batch.pos_item].unsqueeze(1)
+            item_features.append((item[feature_name(modality)][batch.pos_item] - mean) * has)
+            # A sum of n features has the direction of their mean, and n times the mean to lose.
+            count = graph[USER][count_name(modality)][batch.user].unsqueeze(1)
+            user_features.append(summed_features(graph, modality, batch.user) - count * mean)
         normalize = self.config.normalize_signal
         return signal(modal_item, item_features, weights, normalize=normalize) + signal(
             modal_user, user_features, weights, normalize=normalize
