@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import statistics
 import time
@@ -37,6 +38,7 @@ def demo(out: Path, seeds: int) -> None:
     if out.exists():
         raise StoreError(f"{out} exists already. Remove it, or choose another directory with --out.")
     started = time.perf_counter()
+    logging.getLogger("dream_pyg").setLevel(logging.WARNING)  # a line an epoch would bury the results
     results: dict[str, dict[str, list[float]]] = {model: {metric: [] for metric in METRICS} for model in COMPARED}
     for seed in range(seeds):
         data, graph = out / f"data-{seed}", out / f"graph-{seed}"
