@@ -116,7 +116,7 @@ class PlantedBlocks:
         return np.repeat(np.arange(self.num_blocks), self.items_per_block)
 
     def dataset(self) -> Dataset:
-        """The dataset: of the block's items each user has one for valid, one for test, and two unseen."""
+        """The dataset: of a block's items each user leaves out two, and has one for valid and one for test."""
         generator = np.random.default_rng(self.seed)
         num_users, num_items = len(self.user_block), len(self.item_block)
         split = np.full((num_users, num_items), -1)

@@ -32,6 +32,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "signal_norm": {"squared_signal": False},
     "signal_dot": {"normalize_signal": False},
     "signal_norm_dot": {"squared_signal": False, "normalize_signal": False},
+    "signal_centered": {"center_signal": True},
+    "signal_norm_centered": {"center_signal": True, "squared_signal": False},
+    "signal_uncentered": {"center_signal": False},
+    "signal_norm_uncentered": {"center_signal": False, "squared_signal": False},
     "alignment_dot": {"normalize_alignment": False},
     "temperature": {"temperature": 0.5},
     "three_layers": {"num_layers": 3},
@@ -47,7 +51,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "no_inter": {"inter_weight": 0.0},
     "no_signal": {"signal_weight": 0.0},
     "no_l2": {"l2_weight": 0.0},
-    "paper_v1": {"feature_scaling": "raw", "squared_signal": False, "normalize_alignment": False},
+    "paper_v1": {
+        "feature_scaling": "raw",
+        "squared_signal": False,
+        "center_signal": False,
+        "normalize_alignment": False,
+    },
 }
 NUM_NEIGHBORS = 3
 
@@ -69,6 +78,9 @@ class Oracle:
             X_user, has_user = dream.user_features(self.R, X, has), dream.user_has(self.R, has)
             scaled = {"raw": X, "unit": dream.unit_rows(X), "rms": dream.unit_rows(X) * math.sqrt(X.shape[1])}
             self.item_raw[m], self.user_raw[m] = X, X_user
+            if config.center_signal:  # where there are features at all
+                mean = X[has].mean(axis=0)
+                self.item_raw[m], self.user_raw[m] = (X - mean) * has[:, None], (X_user - mean) * has_user[:, None]
             self.item_scaled[m] = scaled[config.feature_scaling]
             self.user_scaled[m] = dream.user_features(self.R, self.item_scaled[m], has)
             self.item_graph[m] = dream.relation_graph(X, has, NUM_NEIGHBORS, include_self)
@@ -153,13 +165,23 @@ def make_case(modalities=("image", "text"), *, include_self=False, seed=0, **con
     graph = in_double(build_graph(dataset, num_neighbors=NUM_NEIGHBORS, include_self=include_self))
     configured = DREAM.Config(**{"embedding_dim": 4, **WEIGHTS, **config})
     torch.manual_seed(seed)
-    model = DREAM(graph, configured).double()
+    model = in_double_means(DREAM(graph, configured).double(), dataset)
     with torch.no_grad():
         for parameter in model.parameters():  # of a size at which gates and sigmoids are far from linear
             parameter.normal_()
     triplets = TripletSampler(graph).epoch(torch.Generator().manual_seed(seed))
     batch = Batch(*(part[:9] for part in triplets))
     return Case(model, graph, batch, Oracle(dataset, configured, include_self))
+
+
+def in_double_means(model: DREAM, dataset: Dataset) -> DREAM:
+    """The model with its means of features recomputed in float64, which float32 had rounded."""
+    for modality in model.modality_weights:
+        X, has = item_features(dataset, modality)
+        mean = torch.from_numpy(X[has].mean(axis=0) * model.config.center_signal)
+        torch.testing.assert_close(model.get_buffer(f"mean_{modality}"), mean, rtol=1e-6, atol=1e-6)
+        model.get_buffer(f"mean_{modality}").copy_(mean)
+    return model
 
 
 def assert_is_oracle(case: Case) -> None:
@@ -206,7 +228,9 @@ def test_any_number_of_modalities_on_other_graphs(num_modalities, include_self, 
     assert_is_oracle(make_case(MODALITIES[:num_modalities], include_self=include_self, seed=seed))
 
 
-@pytest.mark.parametrize("name", ["default", "gate_propagated", "paper_v1", "weighted", "signal_dot"])
+@pytest.mark.parametrize(
+    "name", ["default", "gate_propagated", "paper_v1", "weighted", "signal_dot", "signal_uncentered"]
+)
 def test_gradients_are_those_of_the_equations(name):
     case = make_case(**CONFIGS[name])
     torch.stack(list(case.model.loss(case.graph, case.batch).values())).sum().backward()
@@ -248,7 +272,8 @@ def test_ready_made_defaults_and_config_agree_on_the_modalities():
 
 def test_bfloat16_alignment_changes_only_the_alignment():
     case = make_case()
-    half = DREAM(case.graph, DREAM.Config(embedding_dim=4, **WEIGHTS, alignment_precision="bfloat16")).double()
+    configured = DREAM.Config(embedding_dim=4, **WEIGHTS, alignment_precision="bfloat16")
+    half = in_double_means(DREAM(case.graph, configured).double(), random_dataset())
     half.load_state_dict(case.model.state_dict())
     exact, rounded = case.model.loss(case.graph, case.batch), half.loss(case.graph, case.batch)
     changed = [name for name in exact if not torch.equal(exact[name], rounded[name])]
