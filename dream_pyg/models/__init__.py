@@ -6,15 +6,23 @@ from difflib import get_close_matches
 
 from dream_pyg.errors import ConfigError
 from dream_pyg.models.base import Batch, DualRepresentations, Embeddings, Recommender
+from dream_pyg.models.bm3 import BM3
 from dream_pyg.models.bpr import BPR
 from dream_pyg.models.dream import DREAM
+from dream_pyg.models.freedom import FREEDOM
 from dream_pyg.models.lightgcn import LightGCN
+from dream_pyg.models.mgcn import MGCN
 from dream_pyg.models.popularity import MostPopular
+from dream_pyg.models.vbpr import VBPR
 
 __all__ = [
+    "BM3",
     "BPR",
     "DREAM",
+    "FREEDOM",
+    "MGCN",
     "MODELS",
+    "VBPR",
     "Batch",
     "DualRepresentations",
     "Embeddings",
@@ -26,6 +34,10 @@ __all__ = [
 
 MODELS: dict[str, type[Recommender]] = {
     "dream": DREAM,
+    "mgcn": MGCN,
+    "freedom": FREEDOM,
+    "bm3": BM3,
+    "vbpr": VBPR,
     "lightgcn": LightGCN,
     "bpr": BPR,
     "popularity": MostPopular,

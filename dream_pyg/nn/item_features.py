@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -66,9 +67,17 @@ class FeatureProjection(nn.Module):
         projected = scale_projection(graph, self.modality, projected, self.scaling, item)
         if self.bias is None:
             return projected
-        return projected + self.bias * self.present(graph, item).unsqueeze(1)
+        has = graph[ITEM][mask_name(self.modality)]
+        return projected + self.bias * (has if item is None else has[item]).unsqueeze(1)
 
-    def present(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:
-        """Which items, all or those given, have the modality: (I,) or (B,)."""
-        present = graph[ITEM][mask_name(self.modality)]
-        return present if item is None else present[item]
+
+def feature_projections(
+    graph: HeteroData, modalities: Iterable[str], embedding_dim: int, *, scaling: FeatureScaling, bias: bool
+) -> nn.ModuleDict:
+    """One :class:`FeatureProjection` for each modality, by name."""
+    return nn.ModuleDict(
+        {
+            modality: FeatureProjection(graph, modality, embedding_dim, scaling=scaling, bias=bias)
+            for modality in modalities
+        }
+    )
