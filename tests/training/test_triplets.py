@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import HeteroData
 
@@ -32,6 +32,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@settings(deadline=None)
 @given(MATRICES, st.integers(0, 1000))
 def test_every_rankable_pair_once_with_a_train_item_the_user_did_not_take(train, seed):
     train_items = train.any(axis=0)

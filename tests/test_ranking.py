@@ -1,0 +1,131 @@
+"""Top-k rankings against sorting, in blocks of any size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dream_pyg import ranking
+from dream_pyg.models import Embeddings
+from dream_pyg.ranking import SeenItems, rank_blocks, recommend
+from tests.oracles import ranking as oracle
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def scored(scores: np.ndarray) -> Embeddings:
+    """Embeddings whose inner products are exactly these scores (U, I)."""
+    return Embeddings(torch.from_numpy(scores), torch.eye(scores.shape[1], dtype=torch.float64))
+
+
+def random_scores(generator: np.random.Generator, num_users: int, num_items: int) -> np.ndarray:
+    """Distinct scores within each user, so that a ranking is the only one."""
+    return np.stack([generator.permutation(num_items) for _ in range(num_users)]) / 4 - num_items / 8
+
+
+def random_pairs(generator: np.random.Generator, num_users: int, num_items: int) -> np.ndarray:
+    """Distinct pairs (2, E) in random order, some users with all items and some with none."""
+    share = generator.choice([0.0, 0.3, 0.9, 1.0], num_users)
+    pairs = np.stack(np.nonzero(generator.random((num_users, num_items)) < share[:, None]))
+    return pairs[:, generator.permutation(pairs.shape[1])]
+
+
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 7), st.integers(1, 9), st.integers(1, 12), st.integers(1, 40))
+def test_rankings_are_those_of_sorting_whatever_the_block(seed, num_users, num_items, k, block_scores):
+    generator = np.random.default_rng(seed)
+    scores, pairs = (make(generator, num_users, num_items) for make in (random_scores, random_pairs))
+    users = generator.integers(0, num_users, generator.integers(0, 10))  # repeated, in any order, maybe none
+    seen = SeenItems.from_pairs(torch.from_numpy(pairs), num_users)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ranking, "_BLOCK_SCORES", block_scores)
+        ranked = recommend(scored(scores), torch.from_numpy(users), k, seen)
+    width = min(k, num_items)
+    assert ranked.item.shape == ranked.score.shape == (len(users), width)
+    assert ranked.user.tolist() == users.tolist()
+    for row, user in enumerate(users):
+        expected = oracle.top_k(scores[user], pairs[1, pairs[0] == user], width)
+        missing = width - len(expected)
+        assert ranked.item[row].tolist() == expected + [-1] * missing
+        assert ranked.score[row].tolist() == [*scores[user][expected], *[-np.inf] * missing]
+
+
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 6), st.integers(1, 8))
+def test_seen_items_are_the_pairs_row_by_row(seed, num_users, num_items):
+    generator = np.random.default_rng(seed)
+    pairs = random_pairs(generator, num_users, num_items)
+    users = generator.integers(0, num_users, 5)
+    row, item = SeenItems.from_pairs(torch.from_numpy(pairs), num_users).coordinates(torch.from_numpy(users))
+    expected = sorted((position, i) for position, user in enumerate(users) for i in pairs[1, pairs[0] == user])
+    assert sorted(zip(row.tolist(), item.tolist(), strict=True)) == expected
+
+
+def test_without_seen_items_everything_is_ranked():
+    scores = random_scores(np.random.default_rng(0), 4, 6)
+    ranked = recommend(scored(scores), torch.arange(4), 6)
+    np.testing.assert_array_equal(ranked.item, np.argsort(-scores, axis=1))
+
+
+def test_an_item_of_score_minus_infinity_is_not_ranked():
+    ranked = recommend(scored(np.array([[1.0, 0.0, 2.0]])), torch.tensor([0]), 2)
+    assert ranked.item.tolist() == [[2, 0]]
+    all_seen = SeenItems.from_pairs(torch.tensor([[0, 0, 0], [0, 1, 2]]), 1)
+    ranked = recommend(scored(np.array([[1.0, 0.0, 2.0]])), torch.tensor([0]), 2, all_seen)
+    assert ranked.item.tolist() == [[-1, -1]]
+
+
+def test_blocks_come_one_by_one_and_keep_what_they_gave(monkeypatch):
+    monkeypatch.setattr(ranking, "_BLOCK_SCORES", 12)  # two users of six items
+    scores = random_scores(np.random.default_rng(0), 5, 6)
+    blocks = list(rank_blocks(scored(scores), torch.arange(5), 3))
+    assert [block.user.tolist() for block in blocks] == [[0, 1], [2, 3], [4]]
+    # A buffer that is used again must not reach what was yielded.
+    whole = torch.cat([block.score for block in blocks])
+    np.testing.assert_array_equal(whole, -np.sort(-scores, axis=1)[:, :3])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most numbers that any one operation gave back."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("block_scores", [1, 1000, 5000])
+def test_memory_is_bounded_whatever_the_number_of_users(monkeypatch, block_scores):
+    monkeypatch.setattr(ranking, "_BLOCK_SCORES", block_scores)
+    num_users, num_items = 400, 100
+    generator = torch.Generator().manual_seed(0)
+    embeddings = Embeddings(torch.randn(num_users, 2, generator=generator), torch.randn(num_items, 2))
+    seen = SeenItems.from_pairs(torch.stack([torch.arange(num_users), torch.arange(num_users) % num_items]), num_users)
+    users = torch.arange(num_users)
+    with LargestTensor() as largest:
+        for _ in rank_blocks(embeddings, users, 10, seen):
+            pass
+    # Beside the inputs themselves, nothing exceeds one block, which is at least one user.
+    assert num_users * num_items > 5000
+    assert largest.numel <= max(block_scores, num_items, embeddings.user.numel())
+
+
+def test_no_gradient_is_kept():
+    embeddings = Embeddings(torch.randn(3, 2, requires_grad=True), torch.randn(4, 2, requires_grad=True))
+    assert not recommend(embeddings, torch.arange(3), 2).score.requires_grad
+
+
+def test_nobody_to_rank_for():
+    ranked = recommend(scored(np.zeros((3, 4))), torch.empty(0, dtype=torch.long), 2)
+    assert ranked.item.shape == ranked.score.shape == (0, 2)
+    assert ranked.item.dtype == torch.long
