@@ -36,6 +36,8 @@ from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity
 from dream_pyg.nn.propagation import Propagation
 from dream_pyg.nn.user_features import mean_over_items, summed_features
 
+_PAPER_WEIGHTS = {"image": 0.3, "text": 0.7}
+
 
 class DREAM(Recommender):
     r"""Two lines of representation, aligned and added (arXiv 2404.11119; equations as numbered in its first version).
@@ -83,7 +85,8 @@ class DREAM(Recommender):
         l2_weight: NonNegativeFloat = 1e-4
         """lambda: weight of the L2 term on the batch's ID embeddings."""
         modality_weights: dict[str, NonNegativeFloat] | None = None
-        """alpha_m of Eq. 7 by modality, scaled to sum to 1; by default all modalities of the graph, equally."""
+        """alpha_m of Eq. 7 by modality, scaled to sum to 1; by default 0.3 image and 0.7 text (Section 4.8.2) if these
+        are all the graph has, else equal."""
         gate_input: Literal["id", "propagated"] = "id"
         """What the gate filters: the ID embedding (layer 0) or the behavior representation (mean over layers)."""
         feature_scaling: FeatureScaling = "unit"
@@ -115,7 +118,10 @@ class DREAM(Recommender):
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
         available = require_modalities(feature_modalities(graph), "DREAM")
-        self.modality_weights = fusion_weights(available, self.config.modality_weights)
+        weights = self.config.modality_weights
+        if weights is None and set(available) == set(_PAPER_WEIGHTS):
+            weights = _PAPER_WEIGHTS
+        self.modality_weights = fusion_weights(available, weights)
         self.user_embedding = xavier_embedding(self.num_users, self.config.embedding_dim)
         self.item_embedding = xavier_embedding(self.num_items, self.config.embedding_dim)
         self.gates = nn.ModuleDict(

@@ -67,7 +67,7 @@ class Oracle:
     def __init__(self, dataset: Dataset, config: DREAM.Config, include_self: bool) -> None:
         self.config = config
         self.R = train_matrix(dataset)
-        given = config.modality_weights or dict.fromkeys(dataset.modalities, 1.0)
+        given = config.modality_weights or default_weights(dataset.modalities)
         used = {modality: weight for modality, weight in given.items() if weight > 0}
         self.weights = {modality: weight / math.fsum(used.values()) for modality, weight in used.items()}
         self.A_hat = dream.normalised(dream.adjacency(self.R))
@@ -158,6 +158,11 @@ class Case:
     def parameters(self) -> dict[str, np.ndarray]:
         """The model's own parameters as arrays."""
         return {name: parameter.detach().numpy().copy() for name, parameter in self.model.named_parameters()}
+
+
+def default_weights(modalities) -> dict[str, float]:
+    """Section 4.8.2: the image weight that is best on all data sets of the paper, whose modalities are these two."""
+    return {"image": 0.3, "text": 0.7} if set(modalities) == {"image", "text"} else dict.fromkeys(modalities, 1.0)
 
 
 def make_case(modalities=("image", "text"), *, include_self=False, seed=0, **config) -> Case:
