@@ -47,7 +47,9 @@ def shop_graph(shop: Path) -> Path:
 def shop_run(shop_graph: Path) -> Path:
     """DREAM trained on the bookshop for three epochs."""
     config = RunConfig.create(
-        graph=shop_graph, model="dream", overrides=["training.epochs=3", "training.device=cpu", "training.batch_size=64"]
+        graph=shop_graph,
+        model="dream",
+        overrides=["training.epochs=3", "training.device=cpu", "training.batch_size=64"],
     )
     return train(config, shop_graph.parent / "run").run
 
