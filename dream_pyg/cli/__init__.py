@@ -42,7 +42,7 @@ class _Commands(click.Group):
         except Interrupted as error:
             raise _Interruption(str(error)) from error
         except KeyboardInterrupt as error:
-            raise _Interruption("Interrupted before anything was written.") from error
+            raise _Interruption("Interrupted; what was written before is whole.") from error
         except ConfigError as error:
             raise _Misuse(str(error)) from error
         except DreamPygError as error:

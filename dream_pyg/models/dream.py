@@ -133,8 +133,8 @@ class DREAM(Recommender):
         )
         for modality in self.modality_weights:
             features, has = graph[ITEM][feature_name(modality)], graph[ITEM][mask_name(modality)]
-            mean = features[has].float().mean(dim=0) * self.config.center_signal
-            self.register_buffer(f"mean_{modality}", mean)
+            mean = features.float().sum(dim=0) / has.sum().clamp(min=1) * self.config.center_signal
+            self.register_buffer(f"mean_{modality}", mean, persistent=False)
         self.propagation = Propagation()
         self.alignment = BehaviorModalAlignment(
             self.config.intra_weight,

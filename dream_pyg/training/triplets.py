@@ -10,6 +10,9 @@ from dream_pyg.errors import TrainingError
 from dream_pyg.graph.schema import INTERACTS, ITEM, label_name
 from dream_pyg.models.base import Batch
 
+_REJECTION_ROUNDS = 32
+_LISTED_CANDIDATES = 1 << 22
+
 
 class TripletSampler:
     """Draws an epoch of shuffled triplets.
@@ -49,10 +52,18 @@ class TripletSampler:
     def _draw_negatives(self, user: Tensor, generator: torch.Generator) -> Tensor:
         neg_item = torch.empty_like(user)
         pending = torch.arange(len(user))
-        while len(pending):
+        for _ in range(_REJECTION_ROUNDS):
             drawn = torch.randint(len(self._train_items), (len(pending),), generator=generator)
             neg_item[pending] = self._train_items[drawn]
             pending = pending[self._interacted(user[pending], neg_item[pending])]
+            if len(pending) == 0:
+                return neg_item
+        # What is left belongs to users with almost everything: their few negatives are listed instead.
+        for block in pending.split(max(1, _LISTED_CANDIDATES // len(self._train_items))):
+            candidates = self._train_items.expand(len(block), -1)
+            is_negative = ~self._interacted(user[block].unsqueeze(1), candidates)
+            drawn = torch.multinomial(is_negative.float(), 1, generator=generator)
+            neg_item[block] = self._train_items[drawn.squeeze(1)]
         return neg_item
 
     def _interacted(self, user: Tensor, item: Tensor) -> Tensor:

@@ -107,3 +107,12 @@ def test_a_user_with_every_train_item_is_left_out_and_drawing_ends():
     assert (user == 1).all()
     assert pos_item.sort().values.tolist() == list(range(98))
     assert (neg_item == 98).all()
+
+
+def test_a_user_with_almost_everything_gets_what_is_left() -> None:
+    graph = HeteroData()
+    graph["user"].num_nodes, graph["item"].num_nodes = 2, 500
+    user = torch.cat([torch.zeros(499, dtype=torch.long), torch.ones(1, dtype=torch.long)])
+    graph[INTERACTS].train_edge_label_index = torch.stack([user, torch.arange(500)])
+    triplets = TripletSampler(graph).epoch(torch.Generator().manual_seed(0))
+    assert triplets.neg_item[triplets.user == 0].unique().tolist() == [499]
