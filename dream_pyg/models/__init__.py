@@ -12,6 +12,7 @@ from dream_pyg.models.dream import DREAM
 from dream_pyg.models.freedom import FREEDOM
 from dream_pyg.models.lightgcn import LightGCN
 from dream_pyg.models.mgcn import MGCN
+from dream_pyg.models.mmgcn import MMGCN
 from dream_pyg.models.popularity import MostPopular
 from dream_pyg.models.vbpr import VBPR
 
@@ -21,6 +22,7 @@ __all__ = [
     "DREAM",
     "FREEDOM",
     "MGCN",
+    "MMGCN",
     "MODELS",
     "VBPR",
     "Batch",
@@ -37,6 +39,7 @@ MODELS: dict[str, type[Recommender]] = {
     "mgcn": MGCN,
     "freedom": FREEDOM,
     "bm3": BM3,
+    "mmgcn": MMGCN,
     "vbpr": VBPR,
     "lightgcn": LightGCN,
     "bpr": BPR,

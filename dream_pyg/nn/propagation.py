@@ -57,6 +57,22 @@ class Propagation(MessagePassing):
         return _SparseProduct.apply(edge_index, edge_weight, x)
 
 
+def mean_of_neighbors(propagation: Propagation, x: Tensor, edge_index: EdgeIndex) -> Tensor:
+    """The mean over each target's sources, zero for a target without any.
+
+    Args:
+        propagation: The message passing layer.
+        x: Source rows (S, D).
+        edge_index: Source and target of each edge (2, E), with its sizes known.
+
+    Returns:
+        Target rows (T, D).
+    """
+    (pointer, _), _ = edge_index.get_csc()
+    total = propagation(x, edge_index, x.new_ones(edge_index.size(1)), len(pointer) - 1)
+    return total / pointer.diff().clamp(min=1).unsqueeze(1)
+
+
 class _SparseProduct(torch.autograd.Function):
     """``A^T x`` for the weighted edges A, with ``A g`` as gradient of x; the weights are constants."""
 

@@ -217,7 +217,7 @@ def test_training_learns_nothing_from_held_out_interactions(name, stored, tmp_pa
 
 @each_trained_model
 def test_docstring_names_its_paper(name):
-    assert re.search(r"arXiv \d{4}\.\d{4,5}", MODELS[name].__doc__ or "")
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|doi 10\.\d{4}/\S+", MODELS[name].__doc__ or "")
 
 
 @each_model

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
-from dream_pyg.nn.propagation import Propagation
+from dream_pyg.nn.propagation import Propagation, mean_of_neighbors
 
 SIZES = [(6, 6), (5, 8), (8, 5), (1, 4), (4, 1)]
 
@@ -107,3 +107,12 @@ def test_float32_weights_take_the_type_of_the_rows():
     out = Propagation()(x, edges, weight.float())
     assert out.dtype == torch.float64
     torch.testing.assert_close(out, dense(edge_index, weight.float().double(), 4, 4) @ x, rtol=1e-13, atol=1e-13)
+
+
+def test_the_mean_of_neighbors_is_that_of_their_rows_and_zero_without_any():
+    edges = EdgeIndex(torch.tensor([[0, 2, 1], [0, 0, 2]]), sparse_size=(3, 4), sort_order="col")
+    x = torch.tensor([[2.0, 4.0], [3.0, 5.0], [6.0, 0.0]], requires_grad=True)
+    mean = mean_of_neighbors(Propagation(), x, edges)
+    assert mean.tolist() == [[4.0, 2.0], [0.0, 0.0], [3.0, 5.0], [0.0, 0.0]]
+    mean.sum().backward()
+    assert x.grad.tolist() == [[0.5, 0.5], [1.0, 1.0], [0.5, 0.5]]
