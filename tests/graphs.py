@@ -15,7 +15,8 @@ from torch_geometric.data import HeteroData
 from dream_pyg.data.dataset import Dataset, DatasetConfig, Modality
 from dream_pyg.data.features import FeatureMatrix
 from dream_pyg.data.interactions import SPLITS, TEST, TRAIN, VALID, Interactions
-from dream_pyg.graph.schema import ITEM, feature_modalities, feature_name, norm_name
+from dream_pyg.graph.build import build_graph
+from dream_pyg.graph.schema import ITEM, feature_modalities, feature_name, knn_edge, norm_name
 from dream_pyg.graph.store import StoredGraph, build_store
 
 MODALITIES = ("image", "text", "audio")
@@ -88,6 +89,19 @@ def in_double(graph: HeteroData) -> HeteroData:
         norm = torch.linalg.vector_norm(features, dim=1)
         torch.testing.assert_close(norm.float(), graph[ITEM][norm_name(modality)], rtol=1e-6, atol=0)
         graph[ITEM][feature_name(modality)], graph[ITEM][norm_name(modality)] = features, norm
+    return graph
+
+
+def cosine_graph(dataset: Dataset, num_neighbors: int, include_self: bool = False) -> HeteroData:
+    """The dataset's graph in float64, as :func:`in_double` makes it, cosines of neighbouring items included."""
+    graph = in_double(build_graph(dataset, num_neighbors=num_neighbors, include_self=include_self))
+    for modality in dataset.modalities:
+        store = graph[knn_edge(ITEM, modality)]
+        unit = torch.nn.functional.normalize(graph[ITEM][feature_name(modality)], dim=1)
+        source, target = store.edge_index.as_tensor()
+        similarity = (unit[source] * unit[target]).sum(dim=1)
+        torch.testing.assert_close(similarity.float(), store.similarity, rtol=1e-5, atol=1e-6)
+        store.similarity = similarity
     return graph
 
 

@@ -10,6 +10,7 @@ from dream_pyg.models.bm3 import BM3
 from dream_pyg.models.bpr import BPR
 from dream_pyg.models.dream import DREAM
 from dream_pyg.models.freedom import FREEDOM
+from dream_pyg.models.lattice import LATTICE
 from dream_pyg.models.lightgcn import LightGCN
 from dream_pyg.models.mgcn import MGCN
 from dream_pyg.models.mmgcn import MMGCN
@@ -21,6 +22,7 @@ __all__ = [
     "BPR",
     "DREAM",
     "FREEDOM",
+    "LATTICE",
     "MGCN",
     "MMGCN",
     "MODELS",
@@ -38,6 +40,7 @@ MODELS: dict[str, type[Recommender]] = {
     "dream": DREAM,
     "mgcn": MGCN,
     "freedom": FREEDOM,
+    "lattice": LATTICE,
     "bm3": BM3,
     "mmgcn": MMGCN,
     "vbpr": VBPR,
