@@ -8,6 +8,7 @@ from dream_pyg.errors import ConfigError
 from dream_pyg.models.base import Batch, DualRepresentations, Embeddings, Recommender
 from dream_pyg.models.bm3 import BM3
 from dream_pyg.models.bpr import BPR
+from dream_pyg.models.buir import BUIR
 from dream_pyg.models.dream import DREAM
 from dream_pyg.models.freedom import FREEDOM
 from dream_pyg.models.lattice import LATTICE
@@ -20,6 +21,7 @@ from dream_pyg.models.vbpr import VBPR
 __all__ = [
     "BM3",
     "BPR",
+    "BUIR",
     "DREAM",
     "FREEDOM",
     "LATTICE",
@@ -45,6 +47,7 @@ MODELS: dict[str, type[Recommender]] = {
     "mmgcn": MMGCN,
     "vbpr": VBPR,
     "lightgcn": LightGCN,
+    "buir": BUIR,
     "bpr": BPR,
     "popularity": MostPopular,
 }
