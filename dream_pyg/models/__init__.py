@@ -16,6 +16,7 @@ from dream_pyg.models.lightgcn import LightGCN
 from dream_pyg.models.mgcn import MGCN
 from dream_pyg.models.mmgcn import MMGCN
 from dream_pyg.models.popularity import MostPopular
+from dream_pyg.models.slmrec import SLMRec
 from dream_pyg.models.vbpr import VBPR
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "LightGCN",
     "MostPopular",
     "Recommender",
+    "SLMRec",
     "find_model",
 ]
 
@@ -44,6 +46,7 @@ MODELS: dict[str, type[Recommender]] = {
     "freedom": FREEDOM,
     "lattice": LATTICE,
     "bm3": BM3,
+    "slmrec": SLMRec,
     "mmgcn": MMGCN,
     "vbpr": VBPR,
     "lightgcn": LightGCN,
