@@ -10,6 +10,7 @@ from dream_pyg.models.bm3 import BM3
 from dream_pyg.models.bpr import BPR
 from dream_pyg.models.buir import BUIR
 from dream_pyg.models.dream import DREAM
+from dream_pyg.models.dualgnn import DualGNN
 from dream_pyg.models.freedom import FREEDOM
 from dream_pyg.models.lattice import LATTICE
 from dream_pyg.models.lightgcn import LightGCN
@@ -31,6 +32,7 @@ __all__ = [
     "MODELS",
     "VBPR",
     "Batch",
+    "DualGNN",
     "DualRepresentations",
     "Embeddings",
     "LightGCN",
@@ -45,6 +47,7 @@ MODELS: dict[str, type[Recommender]] = {
     "mgcn": MGCN,
     "freedom": FREEDOM,
     "lattice": LATTICE,
+    "dualgnn": DualGNN,
     "bm3": BM3,
     "slmrec": SLMRec,
     "mmgcn": MMGCN,
