@@ -9,6 +9,7 @@ from dream_pyg.models.base import Batch, DualRepresentations, Embeddings, Recomm
 from dream_pyg.models.bm3 import BM3
 from dream_pyg.models.bpr import BPR
 from dream_pyg.models.buir import BUIR
+from dream_pyg.models.dragon import DRAGON
 from dream_pyg.models.dream import DREAM
 from dream_pyg.models.dualgnn import DualGNN
 from dream_pyg.models.freedom import FREEDOM
@@ -24,6 +25,7 @@ __all__ = [
     "BM3",
     "BPR",
     "BUIR",
+    "DRAGON",
     "DREAM",
     "FREEDOM",
     "LATTICE",
@@ -47,6 +49,7 @@ MODELS: dict[str, type[Recommender]] = {
     "mgcn": MGCN,
     "freedom": FREEDOM,
     "lattice": LATTICE,
+    "dragon": DRAGON,
     "dualgnn": DualGNN,
     "bm3": BM3,
     "slmrec": SLMRec,

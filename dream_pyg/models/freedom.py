@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -86,11 +87,7 @@ class FREEDOM(Recommender):
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
-        available = require_modalities(knn_modalities(graph), "FREEDOM", "an item-item kNN graph")
-        weights = self.config.modality_weights
-        if weights is None and set(available) == set(_PAPER_WEIGHTS):
-            weights = _PAPER_WEIGHTS
-        self.modality_weights = fusion_weights(available, weights, what="item-item kNN graphs")
+        self.modality_weights = item_graph_weights(graph, self.config.modality_weights, "FREEDOM")
         dim, scaling = self.config.embedding_dim, self.config.feature_scaling
         self.user_embedding = xavier_embedding(self.num_users, dim)
         self.item_embedding = xavier_embedding(self.num_items, dim)
@@ -116,7 +113,7 @@ class FREEDOM(Recommender):
         )
         neighborhood: Tensor = self.item_embedding
         for _ in range(self.config.num_item_layers):
-            neighborhood = self._fused_hop(graph, neighborhood)
+            neighborhood = fused_item_hop(self.propagation, graph, self.modality_weights, neighborhood)
         return Embeddings(user, item + neighborhood)
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
@@ -132,12 +129,31 @@ class FREEDOM(Recommender):
             terms[f"{modality}_bpr"] = self.config.modality_bpr_weight * bpr
         return terms
 
-    def _fused_hop(self, graph: HeteroData, x: Tensor) -> Tensor:
-        fused = torch.zeros_like(x)
-        for modality, weight in self.modality_weights.items():
-            store = graph[knn_edge(ITEM, modality)]
-            fused = torch.add(fused, self.propagation(x, store.edge_index, store.edge_weight), alpha=weight)
-        return fused
+
+def item_graph_weights(graph: HeteroData, weights: Mapping[str, float] | None, model: str) -> dict[str, float]:
+    """The weight of each modality in the fused item-item graph, together 1.
+
+    Args:
+        graph: The graph.
+        weights: Relative weights; by default the paper's if the modalities are its own, else all are equal.
+        model: Who asks, for errors.
+
+    Raises:
+        ConfigError: If there is no such graph, or none for a modality with a weight.
+    """
+    available = require_modalities(knn_modalities(graph), model, "an item-item kNN graph")
+    if weights is None and set(available) == set(_PAPER_WEIGHTS):
+        weights = _PAPER_WEIGHTS
+    return fusion_weights(available, weights, what="item-item kNN graphs")
+
+
+def fused_item_hop(propagation: Propagation, graph: HeteroData, weights: Mapping[str, float], item: Tensor) -> Tensor:
+    """One hop over the weighted sum of the modalities' item-item graphs, which is never built."""
+    fused = torch.zeros_like(item)
+    for modality, weight in weights.items():
+        store = graph[knn_edge(ITEM, modality)]
+        fused = torch.add(fused, propagation(item, store.edge_index, store.edge_weight), alpha=weight)
+    return fused
 
 
 def prune_interactions(graph: HeteroData, ratio: float, generator: torch.Generator) -> HeteroData:
