@@ -60,7 +60,9 @@ def demo(out: Path, seeds: int) -> None:
 
 def _run(command: click.Command, *arguments: str) -> None:
     click.secho(f"\n$ dream-pyg {command.name} {shlex.join(arguments)}", bold=True)
-    command.main(args=list(arguments), prog_name=f"dream-pyg {command.name}", standalone_mode=False)
+    # The parent's settings count too: click remembers with a command which help options it was first run with.
+    parent = click.get_current_context().parent
+    command.main(args=list(arguments), prog_name=str(command.name), standalone_mode=False, parent=parent)
 
 
 def _examples(out: Path) -> None:

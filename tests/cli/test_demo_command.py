@@ -38,6 +38,8 @@ def test_demo_compares_four_models_and_recommends_to_five_readers(command: Comma
         assert set(items.split(", ")) == set(bought.filter(pl.col("user_id") == user)["item_id"])
         assert not set(items.split(", ")) & {item for other, item in recommended if other == user}
 
+    assert command("train", "-h").exit_code == 0  # what the demo ran are still the same commands
+
 
 def test_demo_leaves_an_existing_directory_alone(command: Command, tmp_path: Path):
     result = command("demo", "--out", tmp_path)
