@@ -13,6 +13,7 @@ from dream_pyg.models.dragon import DRAGON
 from dream_pyg.models.dream import DREAM
 from dream_pyg.models.dualgnn import DualGNN
 from dream_pyg.models.freedom import FREEDOM
+from dream_pyg.models.grcn import GRCN
 from dream_pyg.models.lattice import LATTICE
 from dream_pyg.models.lightgcn import LightGCN
 from dream_pyg.models.mgcn import MGCN
@@ -28,6 +29,7 @@ __all__ = [
     "DRAGON",
     "DREAM",
     "FREEDOM",
+    "GRCN",
     "LATTICE",
     "MGCN",
     "MMGCN",
@@ -53,6 +55,7 @@ MODELS: dict[str, type[Recommender]] = {
     "dualgnn": DualGNN,
     "bm3": BM3,
     "slmrec": SLMRec,
+    "grcn": GRCN,
     "mmgcn": MMGCN,
     "vbpr": VBPR,
     "lightgcn": LightGCN,
