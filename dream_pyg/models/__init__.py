@@ -17,6 +17,7 @@ from dream_pyg.models.grcn import GRCN
 from dream_pyg.models.lattice import LATTICE
 from dream_pyg.models.lightgcn import LightGCN
 from dream_pyg.models.mgcn import MGCN
+from dream_pyg.models.micro import MICRO
 from dream_pyg.models.mmgcn import MMGCN
 from dream_pyg.models.popularity import MostPopular
 from dream_pyg.models.slmrec import SLMRec
@@ -32,6 +33,7 @@ __all__ = [
     "GRCN",
     "LATTICE",
     "MGCN",
+    "MICRO",
     "MMGCN",
     "MODELS",
     "VBPR",
@@ -50,6 +52,7 @@ MODELS: dict[str, type[Recommender]] = {
     "dream": DREAM,
     "mgcn": MGCN,
     "freedom": FREEDOM,
+    "micro": MICRO,
     "lattice": LATTICE,
     "dragon": DRAGON,
     "dualgnn": DualGNN,
