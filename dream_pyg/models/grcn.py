@@ -33,10 +33,10 @@ class Refined(NamedTuple):
 
 
 class GRCN(Recommender):
-    r"""Interactions weighed by how well features explain them, and ID embeddings passed over what is left.
+    r"""Interactions weighed by how features explain them, and ID embeddings passed over these (arXiv 2111.02036).
 
-    GRCN (arXiv 2111.02036, doi 10.1145/3394171.3413556). In each modality users are prototypes of what they took. From
-    a free preference :math:`\mathbf p_u` in unit rows they move towards their items
+    In each modality users are prototypes of what they took (doi 10.1145/3394171.3413556). From a free preference
+    :math:`\mathbf p_u` in unit rows they move towards their items
     :math:`\mathbf x_i = \overline{\phi(\mathbf x_{m,i} \mathbf W_m + \mathbf b_m)}`, in a few rounds of routing:
 
     .. math::
