@@ -1,4 +1,4 @@
-"""GRCN: Graph-Refined Convolutional Network for Multimedia Recommendation with Implicit Feedback (arXiv 2111.02036)."""
+"""GRCN: Graph-Refined Convolutional Network for Multimedia Recommendation (doi 10.1145/3394171.3413556)."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Refined(NamedTuple):
 
 
 class GRCN(Recommender):
-    r"""Interactions weighed by how features explain them, and ID embeddings passed over these (arXiv 2111.02036).
+    r"""ID embeddings over interactions that features have weighed (doi 10.1145/3394171.3413556).
 
-    In each modality users are prototypes of what they took (doi 10.1145/3394171.3413556). From a free preference
+    In each modality users are prototypes of what they took. From a free preference
     :math:`\mathbf p_u` in unit rows they move towards their items
     :math:`\mathbf x_i = \overline{\phi(\mathbf x_{m,i} \mathbf W_m + \mathbf b_m)}`, in a few rounds of routing:
 

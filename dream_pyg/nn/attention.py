@@ -13,7 +13,7 @@ from dream_pyg.nn.propagation import Propagation
 
 
 def attend(propagation: Propagation, source: Tensor, target: Tensor, edge_index: EdgeIndex) -> tuple[Tensor, Tensor]:
-    r"""The mean of each target's sources, weighted by a softmax of inner products (GRCN, arXiv 2111.02036).
+    r"""The mean of each target's sources, weighted by a softmax of inner products (GRCN, doi 10.1145/3394171.3413556).
 
     .. math::
         \alpha_{ji} = \frac{\exp(\mathbf x_j \cdot \mathbf y_i)}

@@ -1,4 +1,4 @@
-"""GRCN (arXiv 2111.02036, Section 2) in plain NumPy float64, one function per equation.
+"""GRCN (doi 10.1145/3394171.3413556, Section 2) in plain NumPy float64, one function per equation.
 
 Attention is a dense matrix whose row is the receiver, zero where there is no interaction.
 """
