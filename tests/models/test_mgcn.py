@@ -8,9 +8,9 @@ import torch
 
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.build import build_graph
-from dream_pyg.graph.schema import ITEM, feature_name, knn_edge
+from dream_pyg.graph.schema import ITEM, knn_edge
 from dream_pyg.models import MGCN
-from tests.graphs import MODALITIES, in_double, item_features, random_dataset, train_matrix
+from tests.graphs import MODALITIES, cosine_graph, in_double, item_features, random_dataset, train_matrix
 from tests.models.agreement import assert_rows, assert_terms_and_gradients, double_model, parameters_of, some_triplets
 from tests.oracles import dream, mgcn
 from tests.oracles.features import projection, scaled
@@ -88,23 +88,10 @@ class Oracle:
         return expected
 
 
-def double_graph(dataset, include_self=False):
-    """The graph in float64, cosines too."""
-    graph = in_double(build_graph(dataset, num_neighbors=NUM_NEIGHBORS, include_self=include_self))
-    for modality in dataset.modalities:
-        store = graph[knn_edge(ITEM, modality)]
-        unit = torch.nn.functional.normalize(graph[ITEM][feature_name(modality)], dim=1)
-        source, target = store.edge_index.as_tensor()
-        similarity = (unit[source] * unit[target]).sum(dim=1)
-        torch.testing.assert_close(similarity.float(), store.similarity, rtol=1e-5, atol=1e-6)
-        store.similarity = similarity
-    return graph
-
-
 @pytest.mark.parametrize(("name", "num_modalities", "include_self"), CASES)
 def test_lines_losses_and_gradients_are_the_equations(name, num_modalities, include_self):
     dataset = random_dataset(MODALITIES[:num_modalities], seed=num_modalities)
-    graph = double_graph(dataset, include_self)
+    graph = cosine_graph(dataset, NUM_NEIGHBORS, include_self)
     config = {"embedding_dim": 3, "contrastive_weight": 0.6, "l2_weight": 0.2} | CONFIGS[name]
     model = double_model(MGCN, graph, **config)
     oracle, batch = Oracle(dataset, model.config, include_self), some_triplets(graph)
@@ -119,7 +106,7 @@ def test_lines_losses_and_gradients_are_the_equations(name, num_modalities, incl
 
 def test_negative_cosines_weigh_nothing_and_no_weight_is_lost_to_nan():
     dataset = random_dataset(MODALITIES[:1], seed=1)
-    graph = double_graph(dataset)
+    graph = cosine_graph(dataset, NUM_NEIGHBORS)
     similarity = graph[knn_edge(ITEM, "image")].similarity
     assert (similarity < 0).any()
     edge_index, weight = MGCN(graph).item_graph(graph, "image")
@@ -130,7 +117,7 @@ def test_negative_cosines_weigh_nothing_and_no_weight_is_lost_to_nan():
 
 
 def test_one_modality_is_all_shared():
-    graph = double_graph(random_dataset(MODALITIES[:1]))
+    graph = cosine_graph(random_dataset(MODALITIES[:1]), NUM_NEIGHBORS)
     model = double_model(MGCN, graph, embedding_dim=3)
     _, modal = model.dual_representations(graph)
     user, item = model.view(graph, "image")
