@@ -12,6 +12,7 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.csr import csr_product
 from dream_pyg.graph.schema import ITEM, knn_edge, mask_name
+from dream_pyg.nn.attention import edge_products
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.propagation import Propagation
 
@@ -89,8 +90,7 @@ def nearest_rows(rows: Tensor, present: Tensor, num_neighbors: int, *, include_s
 def edge_cosine(rows: Tensor, edge_index: EdgeIndex) -> Tensor:
     """The cosine of the two ends of each edge (E,), with a gradient."""
     unit = F.normalize(rows, dim=1)
-    source, target = edge_index.as_tensor()
-    return (unit[source] * unit[target]).sum(dim=1)
+    return edge_products(unit, unit, edge_index)
 
 
 def normalized_weight(similarity: Tensor, edge_index: EdgeIndex) -> Tensor:

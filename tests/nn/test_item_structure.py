@@ -53,6 +53,10 @@ def test_without_another_row_there_is_no_neighbor(num_present):
     edges = nearest_rows(random_rows()[0], present, 3, include_self=False)
     assert edges.size() == (2, 0)
     assert edges.get_sparse_size() == (NUM_ROWS, NUM_ROWS)
+    rows = random_rows()[0].requires_grad_()
+    weight = normalized_weight(edge_cosine(rows, edges), edges)
+    LearnedPropagation()(rows, edges, weight).sum().backward()
+    assert not rows.grad.any()
 
 
 def test_gradients_of_rows_weights_and_similarities_are_right():
