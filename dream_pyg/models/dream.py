@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, cast
 
-import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
@@ -29,7 +28,8 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
-from dream_pyg.nn.alignment import BehaviorModalAlignment
+from dream_pyg.nn.alignment import BehaviorModalAlignment, Precision
+from dream_pyg.nn.fusion import weighted_sum
 from dream_pyg.nn.gates import FilterGate
 from dream_pyg.nn.item_features import FeatureScaling, scale_projection
 from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity_signal_norm
@@ -108,8 +108,8 @@ class DREAM(Recommender):
         squared_signal: bool = True
         """Mean squared error (second version of the paper) instead of the norm (first version) in Eq. 12."""
 
-        alignment_precision: Literal["float32", "bfloat16"] = "float32"
-        """Type of the in-batch products of InfoNCE; bfloat16 is faster on processors with units for it."""
+        alignment_precision: Precision = "auto"
+        """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
 
     needs_features: ClassVar[bool] = True
     needs_item_knn: ClassVar[bool] = True
@@ -141,7 +141,7 @@ class DREAM(Recommender):
             self.config.inter_weight,
             temperature=self.config.temperature,
             normalize=self.config.normalize_alignment,
-            dtype=torch.bfloat16 if self.config.alignment_precision == "bfloat16" else None,
+            precision=self.config.alignment_precision,
         )
 
     def forward(self, graph: HeteroData) -> Embeddings:
@@ -164,16 +164,11 @@ class DREAM(Recommender):
         """Filter gates, one hop over each relation graph, and the weighted sum over modalities (Eq. 4-7)."""
         initial = Embeddings(self.user_embedding, self.item_embedding)
         source = behavior if self.config.gate_input == "propagated" else initial
-        user_sum, item_sum = torch.zeros_like(behavior.user), torch.zeros_like(behavior.item)
-        for modality, weight in self.modality_weights.items():
-            user, item = self.filter(graph, modality, source)
-            if self.config.use_user_graph:
-                user = self._convolve(graph, USER, modality, user)
-            if self.config.use_item_graph:
-                item = self._convolve(graph, ITEM, modality, item)
-            user_sum = torch.add(user_sum, user, alpha=weight)
-            item_sum = torch.add(item_sum, item, alpha=weight)
-        return Embeddings(user_sum, item_sum)
+        views = [self._modal_view(graph, modality, source) for modality in self.modality_weights]
+        weights = list(self.modality_weights.values())
+        return Embeddings(
+            weighted_sum([view.user for view in views], weights), weighted_sum([view.item for view in views], weights)
+        )
 
     def filter(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
         """The modality's filter gate on users and items (Eq. 4)."""
@@ -218,6 +213,14 @@ class DREAM(Recommender):
         return signal(modal_item, item_features, weights, normalize=normalize) + signal(
             modal_user, user_features, weights, normalize=normalize
         )
+
+    def _modal_view(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
+        user, item = self.filter(graph, modality, source)
+        if self.config.use_user_graph:
+            user = self._convolve(graph, USER, modality, user)
+        if self.config.use_item_graph:
+            item = self._convolve(graph, ITEM, modality, item)
+        return Embeddings(user, item)
 
     def _convolve(self, graph: HeteroData, node: str, modality: str, x: Tensor) -> Tensor:
         store = graph[knn_edge(node, modality)]

@@ -31,6 +31,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.nn.fusion import weighted_sum
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import bpr_loss
 from dream_pyg.nn.propagation import Propagation
@@ -149,11 +150,9 @@ def item_graph_weights(graph: HeteroData, weights: Mapping[str, float] | None, m
 
 def fused_item_hop(propagation: Propagation, graph: HeteroData, weights: Mapping[str, float], item: Tensor) -> Tensor:
     """One hop over the weighted sum of the modalities' item-item graphs, which is never built."""
-    fused = torch.zeros_like(item)
-    for modality, weight in weights.items():
-        store = graph[knn_edge(ITEM, modality)]
-        fused = torch.add(fused, propagation(item, store.edge_index, store.edge_weight), alpha=weight)
-    return fused
+    stores = [graph[knn_edge(ITEM, modality)] for modality in weights]
+    views = [propagation(item, store.edge_index, store.edge_weight) for store in stores]
+    return weighted_sum(views, list(weights.values()))
 
 
 def prune_interactions(graph: HeteroData, ratio: float, generator: torch.Generator) -> HeteroData:

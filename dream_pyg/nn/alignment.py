@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,19 @@ from torch import Tensor, nn
 
 _LEAST_FUSED_TEMPERATURE = 0.025
 """exp(-2 / 0.025) is still a normal number in float32."""
+_SUMMED_COLUMNS = 256
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Type of the in-batch products of InfoNCE; ``auto`` is bfloat16 on processors that have units for it."""
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether the processor behind a device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def info_nce(
@@ -52,7 +65,9 @@ class _UnitInfoNCE(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
         bound = 1.0 / temperature
         exponentials = torch.mm((query * bound).to(dtype), key.to(dtype).T).sub_(bound).exp_()
-        row_sum = exponentials.sum(dim=1, dtype=query.dtype)
+        # A bfloat16 sum is precise over a short stretch only, and one in float32 would first copy the whole buffer.
+        stretches = exponentials.split(_SUMMED_COLUMNS, dim=1)
+        row_sum = torch.stack([stretch.sum(dim=1) for stretch in stretches]).to(query.dtype).sum(dim=0)
         ctx.save_for_backward(query, key, exponentials, row_sum)
         ctx.scale = bound / len(query)
         positive = (query * key).sum(dim=1) * bound
@@ -87,7 +102,7 @@ class BehaviorModalAlignment(nn.Module):
         inter_weight: Weight of inter-alignment; 0 leaves it out.
         temperature: :math:`\tau` of every InfoNCE.
         normalize: Whether InfoNCE compares unit rows.
-        dtype: Type of the in-batch products; see :func:`info_nce`.
+        precision: Type of the in-batch products of float32 representations.
 
     Note:
         Fidelity: the terms and their direction (users query items, behavior queries modal) are EXACT; unit rows and
@@ -101,14 +116,14 @@ class BehaviorModalAlignment(nn.Module):
         *,
         temperature: float = 0.2,
         normalize: bool = True,
-        dtype: torch.dtype | None = None,
+        precision: Precision = "auto",
     ) -> None:
         super().__init__()
         self.intra_weight = intra_weight
         self.inter_weight = inter_weight
         self.temperature = temperature
         self.normalize = normalize
-        self.dtype = dtype
+        self.precision = precision
 
     def forward(
         self, behavior_user: Tensor, behavior_item: Tensor, modal_user: Tensor, modal_item: Tensor
@@ -134,7 +149,9 @@ class BehaviorModalAlignment(nn.Module):
         return terms
 
     def _info_nce(self, query: Tensor, key: Tensor) -> Tensor:
-        return info_nce(query, key, self.temperature, normalize=self.normalize, dtype=self.dtype)
+        rounded = self.precision == "bfloat16" or (self.precision == "auto" and has_bfloat16_units(query.device))
+        dtype = torch.bfloat16 if rounded and query.dtype == torch.float32 else None
+        return info_nce(query, key, self.temperature, normalize=self.normalize, dtype=dtype)
 
     def extra_repr(self) -> str:
         """What distinguishes this module in a printed model."""

@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from dream_pyg.nn.item_structure import unit_or_zero
 
 
+def weighted_sum(views: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The sum of views (N, D), each times its weight, without a copy of any but the first."""
+    total = views[0] * weights[0]
+    for view, weight in zip(views[1:], weights[1:], strict=True):
+        total = torch.add(total, view, alpha=weight)
+    return total
+
+
 class AttentionFusion(nn.Module):
     r"""The sum of views, weighted row by row (MICRO, arXiv 2111.00678, Section 3).
 

@@ -27,9 +27,8 @@ def mean_over_items(propagation: Propagation, graph: HeteroData, modality: str, 
         One row per user (U, D), zero for a user without such an item.
     """
     store = graph[REV_INTERACTS]
-    ones = projected.new_ones(store.edge_index.size(1))
-    total = propagation(projected, store.edge_index, ones, graph[USER].num_nodes)
-    return total / graph[USER][count_name(modality)].clamp(min=1).unsqueeze(1)
+    share = graph[USER][count_name(modality)].clamp(min=1).to(projected.dtype).reciprocal()
+    return propagation(projected, store.edge_index, share[store.edge_index[1]], graph[USER].num_nodes)
 
 
 def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
