@@ -45,7 +45,7 @@ class TrainingConfig(BaseModel):
     patience: PositiveInt = 20
     """Evaluations without improvement after which training stops."""
     evaluate_every: PositiveInt = 1
-    """Epochs from one validation to the next."""
+    """Epochs from one validation to the next; the last epoch is validated as well."""
     checkpoint_every: PositiveInt = 1
     """Epochs from one resumable checkpoint to the next; an interrupt always writes one."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

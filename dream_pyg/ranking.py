@@ -69,8 +69,5 @@ def rank_blocks(embeddings: Embeddings, user: Tensor, k: int, seen: SeenItems | 
 
 def recommend(embeddings: Embeddings, user: Tensor, k: int, seen: SeenItems | None = None) -> Ranking:
     """The top-k items of users; see :func:`rank_blocks`, whose blocks this joins."""
-    blocks = list(rank_blocks(embeddings, user, k, seen))
-    if not blocks:
-        empty = user.new_empty(0, min(k, len(embeddings.item)))
-        return Ranking(user, empty, empty.float())
+    blocks = rank_blocks(embeddings, user, k, seen)
     return Ranking(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))

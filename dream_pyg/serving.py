@@ -23,7 +23,7 @@ EXPORT_INFO = "export.json"
 
 
 def recommend_table(
-    run: Run, k: int, users: Sequence[Any] | None = None, *, include_seen: bool = False, mask_valid: bool = True
+    run: Run, k: int, users: Sequence[Any] | None = None, *, include_seen: bool = False, mask_held_out: bool = True
 ) -> pl.DataFrame:
     """Top-k recommendations with external ids.
 
@@ -32,7 +32,7 @@ def recommend_table(
         k: Items per user.
         users: External ids, or their text; all users by default.
         include_seen: Whether items that the user interacted with may be recommended again.
-        mask_valid: Whether items of the valid and test splits count as seen, as they should outside of evaluation.
+        mask_held_out: Whether items of the valid and test splits count as seen, as they should outside of evaluation.
 
     Returns:
         Columns ``user_id``, ``rank`` (from 1), ``item_id``, ``score``. A user with fewer than k unseen items gets
@@ -48,12 +48,11 @@ def recommend_table(
     store = run.graph[INTERACTS]
     seen = None
     if not include_seen:
-        splits = ("train", "valid", "test") if mask_valid else ("train",)
+        splits = ("train", "valid", "test") if mask_held_out else ("train",)
         pairs = torch.cat([store[label_name(split)] for split in splits], dim=1)
         seen = SeenItems.from_pairs(pairs, run.model.num_users)
     blocks = rank_blocks(run.embeddings(), rows.to(store.edge_index.device), k, seen)
-    frames = [_frame(run, block) for block in blocks]
-    return pl.concat(frames) if frames else _frame(run, Ranking(rows, rows.new_empty(0, 1), torch.empty(0, 1)))
+    return pl.concat([_frame(run, block) for block in blocks])
 
 
 def write_table(frame: pl.DataFrame, path: str | Path) -> None:

@@ -51,7 +51,7 @@ def models(output_format: str) -> None:
 
 
 def _describe_run(paths: RunPaths) -> dict[str, Any]:
-    described = {"config": RunConfig.load(paths.config).to_dict(), **read_json(paths.info)}
+    described = {**read_json(paths.info), "config": RunConfig.load(paths.config).to_dict()}
     if paths.test_metrics.is_file():
         described["test"] = read_json(paths.test_metrics)
     return described

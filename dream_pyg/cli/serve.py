@@ -67,6 +67,6 @@ def recommend(
 @click.option("--overwrite", is_flag=True, help="Replace the directory if it exists.")
 @click.option("--graph", type=click.Path(path_type=Path), help="The graph store, if it has moved since training.")
 def export(run: Path, out: Path, file_format: str, overwrite: bool, graph: Path | None) -> None:
-    """Write embeddings, external ids and a faiss index that answers the same top-k."""
+    """Write embeddings, external ids and a faiss index that answers the same top-k, before seen items are left out."""
     info = export_run(load_run(run, device="cpu", graph=graph), out, format=file_format, overwrite=overwrite)
     click.echo(f"{info['users']:,} users and {info['items']:,} items x {info['embedding_dim']} written to {out}")

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 _LEAST_FUSED_TEMPERATURE = 0.025
 """exp(-2 / 0.025) is still a normal number in float32."""
+_LEAST_ROUNDED_TEMPERATURE = 0.1
+"""Rounding logits to bfloat16 moves the gradient by less than 1% from here on, by 0.1% at 0.2; below, by far more."""
 _SUMMED_COLUMNS = 256
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""Type of the in-batch products of InfoNCE; ``auto`` is bfloat16 on processors that have units for it."""
+"""Type of the in-batch products of InfoNCE; ``auto`` is bfloat16 on processors that have units for it, unless the
+temperature is so low that the rounding would show."""
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
@@ -149,7 +152,8 @@ class BehaviorModalAlignment(nn.Module):
         return terms
 
     def _info_nce(self, query: Tensor, key: Tensor) -> Tensor:
-        rounded = self.precision == "bfloat16" or (self.precision == "auto" and has_bfloat16_units(query.device))
+        auto = self.precision == "auto" and self.temperature >= _LEAST_ROUNDED_TEMPERATURE
+        rounded = self.precision == "bfloat16" or (auto and has_bfloat16_units(query.device))
         dtype = torch.bfloat16 if rounded and query.dtype == torch.float32 else None
         return info_nce(query, key, self.temperature, normalize=self.normalize, dtype=dtype)
 

@@ -81,8 +81,7 @@ class Run:
     @torch.no_grad()
     def embeddings(self) -> Embeddings:
         """Final representations of all users and items."""
-        self.model.eval()
-        return self.model(self.graph)
+        return self.lines()["general"]
 
     @torch.no_grad()
     def lines(self) -> dict[str, Embeddings]:
@@ -92,7 +91,8 @@ class Run:
         dual = self.model.dual_representations(self.graph)
         if dual is not None:
             lines |= {"behavior": dual.behavior, "modal": dual.modal}
-        return lines
+        # A model may return its parameters themselves, which know gradients even here.
+        return {name: Embeddings(line.user.detach(), line.item.detach()) for name, line in lines.items()}
 
 
 def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None = None) -> Run:
@@ -118,6 +118,8 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
             f"{paths.config} differs from what {paths.info.name} records of the training (here = config.toml): "
             f"{'; '.join(changed)}. Undo the change, or train anew in another directory."
         )
+    if graph is None and not Path(config.graph).exists():
+        raise StoreError(f"The graph of {path} is no longer at {config.graph}. Say where it is with --graph.")
     stored = load_graph(graph or config.graph)
     expected = info["graph_fingerprint"]
     if stored.fingerprint != expected:
@@ -155,7 +157,7 @@ def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
     if lacking:
         raise ConfigError(
             f"Model {config.model_name!r} needs {' and '.join(lacking)}, which the graph does not have. "
-            "Build the graph with modality features, or choose a model that needs none."
+            "Build the graph with modality features and with user graphs, or choose a model that needs neither."
         )
     return model_class(graph, config.hyperparameters)
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
-from dream_pyg.errors import DataError, Interrupted, ResumeError, StoreError, TrainingError
+from dream_pyg.errors import DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import load_graph
@@ -42,6 +42,16 @@ from dream_pyg.training.triplets import TripletSampler
 
 logger = logging.getLogger("dream_pyg")
 
+_PROGRESS = (
+    "epoch",
+    "step",
+    "loss_sums",
+    "epoch_weights",
+    "best_epoch",
+    "best_metrics",
+    "bad_evaluations",
+    "lines",
+)
 VALID_METRICS = ("recall", "ndcg")
 VALID_KS = (10, 20)
 _RESUMABLE_CHANGES = ("training.epochs:", "training.device:", "training.num_threads:", "graph:")
@@ -97,10 +107,17 @@ def train(config: RunConfig, run: str | Path, *, resume: bool = False) -> TrainR
     session = _Session(config, paths, graph, model)
     if resume:
         session.load()
-        config.save(paths.config)  # It may train for more epochs than it was begun with.
+        config.save(paths.config)  # It may train for more epochs than it was begun with, or elsewhere.
+        begun = read_run_info(paths)["started"]
+        update_info(paths, **{**describe_run(config, stored, device), "started": begun}, status="running")
     else:
         session.create(config, describe_run(config, stored, device))
-    session.fit()
+    try:
+        with _deterministic():
+            session.fit()
+    except DreamPygError as error:
+        update_info(paths, status="interrupted" if isinstance(error, Interrupted) else "failed")
+        raise
     return _finish(paths, session)
 
 
@@ -136,6 +153,7 @@ class _Session:
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed of the current epoch
         self.loss_sums: dict[str, float] = {}
+        self.epoch_weights: dict[str, Tensor] = {}  # at the start of the current epoch, if the model resamples then
         self.best_epoch = 0
         self.best_metrics: dict[str, float] = {}
         self.bad_evaluations = 0
@@ -150,13 +168,7 @@ class _Session:
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
-            "epoch": self.epoch,
-            "step": self.step,
-            "loss_sums": self.loss_sums,
-            "best_epoch": self.best_epoch,
-            "best_metrics": self.best_metrics,
-            "bad_evaluations": self.bad_evaluations,
-            "lines": self.lines,
+            **{name: getattr(self, name) for name in _PROGRESS},
         }
 
     def create(self, config: RunConfig, info: dict[str, Any]) -> None:
@@ -183,7 +195,16 @@ class _Session:
         torch.set_rng_state(state["rng"]["cpu"])
         if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-        for name in ("epoch", "step", "loss_sums", "best_epoch", "best_metrics", "bad_evaluations", "lines"):
+        for name in (
+            "epoch",
+            "step",
+            "loss_sums",
+            "epoch_weights",
+            "best_epoch",
+            "best_metrics",
+            "bad_evaluations",
+            "lines",
+        ):
             setattr(self, name, state[name])
         # Lines of epochs after the checkpoint will be made again.
         write_text(self.paths.metrics, "".join(self.lines))
@@ -203,7 +224,7 @@ class _Session:
         started = time.perf_counter()
         generator = _epoch_generator(self.config.seed, self.epoch)
         triplets = self.sampler.epoch(generator)
-        self.model.on_epoch_start(self.graph, generator)
+        self._start_epoch(generator)
         self._set_learning_rate()
         self.model.train()
         batches = list(zip(*(part.split(self.config.batch_size) for part in triplets), strict=True))
@@ -223,10 +244,23 @@ class _Session:
                     )
         losses = {name: value / len(batches) for name, value in monitor.sums().items()}
         seconds = time.perf_counter() - started
-        self.epoch, self.step, self.loss_sums = self.epoch + 1, 0, {}
+        self.epoch, self.step, self.loss_sums, self.epoch_weights = self.epoch + 1, 0, {}, {}
         self._validate(seconds, losses)
-        if self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs:
+        last = self.epoch == self.config.epochs or self.bad_evaluations == self.config.patience
+        if last or self.epoch % self.config.checkpoint_every == 0:
             self.save()
+
+    def _start_epoch(self, generator: torch.Generator) -> None:
+        """Let the model resample what the epoch keeps fixed, from the weights that the epoch begins with."""
+        if type(self.model).on_epoch_start is Recommender.on_epoch_start:
+            return
+        now = _copy(self.model.state_dict())
+        if self.step:  # The epoch was interrupted, and its weights have moved since it began.
+            self.model.load_state_dict(self.epoch_weights)
+        else:
+            self.epoch_weights = now
+        self.model.on_epoch_start(self.graph, generator)
+        self.model.load_state_dict(now)
 
     def _train_step(self, batch: Batch, monitor: _LossMonitor) -> None:
         assert self.optimizer is not None
@@ -326,6 +360,26 @@ class _LossMonitor:
                     )
                 self._sums[name] = self._sums.get(name, 0.0) + value
         self._pending = []
+
+
+def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Let no operation add up in the order in which threads happen to finish, so that a seed gives the same bits."""
+    settings: Any = torch.utils.deterministic
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = False  # which only makes reading such memory reproducible
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        settings.fill_uninitialized_memory = fills
 
 
 def _epoch_generator(seed: int, epoch: int) -> torch.Generator:

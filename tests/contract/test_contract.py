@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from dream_pyg.config import RunConfig
 from dream_pyg.data.dataset import Dataset
 from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.data.interactions import TEST, VALID
-from dream_pyg.errors import ConfigError
+from dream_pyg.errors import ConfigError, Interrupted
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.schema import INTERACTS, SPLITS, label_name
 from dream_pyg.graph.store import StoredGraph, build_store
 from dream_pyg.models import MODELS, Batch, Recommender
 from dream_pyg.ranking import SeenItems, recommend
+from dream_pyg.serving import EXPORT_FORMATS, export_run, load_index
+from dream_pyg.training import trainer
 from dream_pyg.training.run import load_run
 from dream_pyg.training.trainer import train
 from dream_pyg.training.triplets import TripletSampler
@@ -164,6 +167,34 @@ def test_resumed_is_uninterrupted_bit_for_bit(name, stored, tmp_path):
     train(configure(stored, name, epochs=2), tmp_path / "parts")
     train(configure(stored, name, epochs=4), tmp_path / "parts", resume=True)
     assert_same_run_or_untrained(name, tmp_path / "whole", tmp_path / "parts")
+
+
+@each_trained_model
+def test_interrupted_inside_an_epoch_and_resumed_is_uninterrupted(name, stored, tmp_path, monkeypatch):
+    train(configure(stored, name, epochs=3), tmp_path / "whole")
+    step = trainer._Session._train_step
+    with monkeypatch.context() as patched:
+
+        def interrupted_step(session, batch, monitor):
+            step(session, batch, monitor)
+            if (session.epoch, session.step) == (1, 2):
+                signal.raise_signal(signal.SIGINT)
+
+        patched.setattr(trainer._Session, "_train_step", interrupted_step)
+        with pytest.raises(Interrupted):
+            train(configure(stored, name, epochs=3), tmp_path / "parts")
+    train(configure(stored, name, epochs=3), tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@each_model
+@pytest.mark.parametrize("file_format", EXPORT_FORMATS)
+def test_exports_its_embeddings(name, file_format, stored, tmp_path):
+    run = load_run(train(configure(stored, name, epochs=1), tmp_path / "run").run, device="cpu")
+    info = export_run(run, tmp_path / "export", format=file_format)
+    assert (info["users"], info["items"]) == tuple(len(rows) for rows in run.embeddings())
+    index = load_index(tmp_path / "export" / "items.faiss")
+    np.testing.assert_array_equal(index.reconstruct_n(0, index.ntotal), run.embeddings().item.numpy())
 
 
 def assert_same_run_or_untrained(name: str, one: Path, other: Path) -> None:
