@@ -50,9 +50,18 @@ def info_nce(
         The mean over the batch, a scalar.
     """
     if normalize:
-        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-        if temperature >= _LEAST_FUSED_TEMPERATURE:
-            return _UnitInfoNCE.apply(query, key, temperature, dtype or query.dtype)
+        return unit_info_nce(F.normalize(query, dim=-1), F.normalize(key, dim=-1), temperature, dtype=dtype)
+    return _cross_entropy(query, key, temperature)
+
+
+def unit_info_nce(query: Tensor, key: Tensor, temperature: float, *, dtype: torch.dtype | None = None) -> Tensor:
+    """:func:`info_nce` of rows that have unit length already."""
+    if temperature < _LEAST_FUSED_TEMPERATURE:
+        return _cross_entropy(query, key, temperature)
+    return _UnitInfoNCE.apply(query, key, temperature, dtype or query.dtype)
+
+
+def _cross_entropy(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(query @ key.T / temperature, torch.arange(len(query), device=query.device))
 
 
@@ -142,6 +151,10 @@ class BehaviorModalAlignment(nn.Module):
         Returns:
             The weighted scalars ``intra`` (Eq. 10) and ``inter`` (Eq. 11), without those of weight 0.
         """
+        if self.normalize:
+            behavior_user, behavior_item, modal_user, modal_item = (
+                F.normalize(rows, dim=-1) for rows in (behavior_user, behavior_item, modal_user, modal_item)
+            )
         terms = {}
         if self.intra_weight:
             intra = self._info_nce(behavior_user, behavior_item) + self._info_nce(modal_user, modal_item)
@@ -152,10 +165,12 @@ class BehaviorModalAlignment(nn.Module):
         return terms
 
     def _info_nce(self, query: Tensor, key: Tensor) -> Tensor:
+        if not self.normalize:
+            return info_nce(query, key, self.temperature, normalize=False)
         auto = self.precision == "auto" and self.temperature >= _LEAST_ROUNDED_TEMPERATURE
         rounded = self.precision == "bfloat16" or (auto and has_bfloat16_units(query.device))
         dtype = torch.bfloat16 if rounded and query.dtype == torch.float32 else None
-        return info_nce(query, key, self.temperature, normalize=self.normalize, dtype=dtype)
+        return unit_info_nce(query, key, self.temperature, dtype=dtype)
 
     def extra_repr(self) -> str:
         """What distinguishes this module in a printed model."""
