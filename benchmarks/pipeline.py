@@ -2,7 +2,8 @@
 
     python benchmarks/pipeline.py datasets/baby --data-dir path/to/baby --out benchmarks/results/pipeline-baby.json
 
-Every figure is the minimum, median and maximum over repetitions in one process, after one that is not counted.
+Epochs and validations are what a training itself reports, checkpoints and early stopping included. Every figure is the
+minimum, median and maximum over repetitions in one process, after one that is not counted.
 Run it on a machine that does nothing else.
 """
 
@@ -20,11 +21,8 @@ from typing import Any
 
 import torch
 
-from dream_pyg import DatasetConfig, RunConfig, build_store, evaluate
+from dream_pyg import DatasetConfig, RunConfig, build_store, evaluate, load_run, train
 from dream_pyg.data.files import write_json
-from dream_pyg.models import MODELS, Batch
-from dream_pyg.training.run import make_model, prepare_graph
-from dream_pyg.training.triplets import TripletSampler
 
 
 def repeat(action: Callable[[], Any], repetitions: int) -> dict[str, float]:
@@ -34,8 +32,7 @@ def repeat(action: Callable[[], Any], repetitions: int) -> dict[str, float]:
         started = time.perf_counter()
         action()
         seconds.append(time.perf_counter() - started)
-    counted = seconds[1:]
-    return {"min": min(counted), "median": statistics.median(counted), "max": max(counted)}
+    return summary(seconds[1:])
 
 
 def processor() -> str:
@@ -47,14 +44,9 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def train_epoch(model: torch.nn.Module, graph: Any, sampler: TripletSampler, optimizer: torch.optim.Optimizer) -> None:
-    """One epoch in batches of 2048, negative sampling included."""
-    triplets = sampler.epoch(torch.Generator().manual_seed(0))
-    for batch in zip(*(part.split(2048) for part in triplets), strict=True):
-        loss = torch.stack(list(model.loss(graph, Batch(*batch)).values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Minimum, median and maximum."""
+    return {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)}
 
 
 def main() -> None:
@@ -92,24 +84,19 @@ def main() -> None:
             build_store(config, store, data_dir=arguments.data_dir, overwrite=True)
 
         report["seconds"]["build-graph"] = repeat(build, arguments.repetitions)
-        stored, _ = build_store(config, store, data_dir=arguments.data_dir)
-        graph = prepare_graph(stored.graph, torch.device("cpu"))
-        sampler = TripletSampler(graph)
+        epochs = arguments.repetitions + 1
         for name in arguments.models:
             # Overrides of [model] are meant for the first model, those of [training] for all.
             overrides = [o for o in arguments.overrides if name == arguments.models[0] or o.startswith("training.")]
-            run = RunConfig.create(graph=store, model=name, overrides=overrides)
-            torch.manual_seed(0)
-            model = make_model(run, graph)
-            assert isinstance(model, MODELS[name])
-            optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-            report["seconds"][f"{name} epoch"] = repeat(
-                lambda m=model, o=optimizer: train_epoch(m, graph, sampler, o), arguments.repetitions
+            overrides += [f"training.epochs={epochs}", f"training.patience={epochs}"]
+            result = train(RunConfig.create(graph=store, model=name, overrides=overrides), Path(directory) / name)
+            lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()][1:]
+            for stage, key in ("epoch", "train_seconds"), ("validation", "evaluate_seconds"):
+                report["seconds"][f"{name} {stage}"] = summary([line[key] for line in lines])
+            run = load_run(result.run)
+            report["seconds"][f"{name} test, all metrics"] = repeat(
+                lambda run=run: evaluate(run.embeddings(), run.graph, "test"), arguments.repetitions
             )
-            with torch.no_grad():
-                report["seconds"][f"{name} evaluation, all metrics"] = repeat(
-                    lambda m=model: evaluate(m(graph), graph, "test"), arguments.repetitions
-                )
     for stage, seconds in report["seconds"].items():
         print(f"{stage:<34}" + "  ".join(f"{key} {value:7.3f}" for key, value in seconds.items()))
     if arguments.out:

@@ -33,4 +33,4 @@ class FilterGate(nn.Module):
 
     def forward(self, projected: Tensor, embedding: Tensor) -> Tensor:
         """Gate ID embeddings (N, D) by projected features (N, D)."""
-        return torch.sigmoid(projected + self.bias) * embedding
+        return torch.sigmoid_(projected + self.bias) * embedding
