@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, ClassVar, Literal, cast
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -29,7 +31,6 @@ from dream_pyg.models.base import (
 )
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.alignment import BehaviorModalAlignment, Precision
-from dream_pyg.nn.fusion import weighted_sum
 from dream_pyg.nn.gates import FilterGate
 from dream_pyg.nn.item_features import FeatureScaling, scale_projection
 from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity_signal_norm
@@ -165,10 +166,8 @@ class DREAM(Recommender):
         initial = Embeddings(self.user_embedding, self.item_embedding)
         source = behavior if self.config.gate_input == "propagated" else initial
         views = [self._modal_view(graph, modality, source) for modality in self.modality_weights]
-        weights = list(self.modality_weights.values())
-        return Embeddings(
-            weighted_sum([view.user for view in views], weights), weighted_sum([view.item for view in views], weights)
-        )
+        users, items = zip(*views, strict=True)
+        return Embeddings(functools.reduce(operator.add, users), functools.reduce(operator.add, items))
 
     def filter(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
         """The modality's filter gate on users and items (Eq. 4)."""
@@ -215,13 +214,16 @@ class DREAM(Recommender):
         )
 
     def _modal_view(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
+        """One modality's share of the modal line, its weight included."""
         user, item = self.filter(graph, modality, source)
-        if self.config.use_user_graph:
-            user = self._convolve(graph, USER, modality, user)
-        if self.config.use_item_graph:
-            item = self._convolve(graph, ITEM, modality, item)
-        return Embeddings(user, item)
+        return Embeddings(
+            self._convolve(graph, USER, modality, user, self.config.use_user_graph),
+            self._convolve(graph, ITEM, modality, item, self.config.use_item_graph),
+        )
 
-    def _convolve(self, graph: HeteroData, node: str, modality: str, x: Tensor) -> Tensor:
+    def _convolve(self, graph: HeteroData, node: str, modality: str, x: Tensor, use_graph: bool) -> Tensor:
+        weight = self.modality_weights[modality]
+        if not use_graph:
+            return weight * x
         store = graph[knn_edge(node, modality)]
-        return self.propagation(x, store.edge_index, store.edge_weight)
+        return self.propagation(x, store.edge_index, weight * store.edge_weight)  # fewer edges than entries of x

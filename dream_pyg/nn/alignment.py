@@ -95,7 +95,8 @@ class _UnitInfoNCE(torch.autograd.Function):
             expected_key = (exponentials @ key.to(dtype)).to(query.dtype) * inverse
             query_grad = (expected_key - key).mul_(scale)
         if ctx.needs_input_grad[1]:
-            expected_query = (exponentials.T @ (query * inverse).to(dtype)).to(query.dtype)
+            # This order of the product spares the large buffer a transposition.
+            expected_query = ((query * inverse).to(dtype).T @ exponentials).T.to(query.dtype)
             key_grad = (expected_query - query).mul_(scale)
         return query_grad, key_grad, None, None
 
