@@ -195,16 +195,7 @@ class _Session:
         torch.set_rng_state(state["rng"]["cpu"])
         if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-        for name in (
-            "epoch",
-            "step",
-            "loss_sums",
-            "epoch_weights",
-            "best_epoch",
-            "best_metrics",
-            "bad_evaluations",
-            "lines",
-        ):
+        for name in _PROGRESS:
             setattr(self, name, state[name])
         # Lines of epochs after the checkpoint will be made again.
         write_text(self.paths.metrics, "".join(self.lines))
