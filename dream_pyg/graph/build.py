@@ -60,8 +60,7 @@ def build_graph(
             _add_features(graph, name, modality.features)
             if neighbors is None:
                 neighbors = cosine_knn(
-                    modality.features.take,
-                    *modality.features.shape,
+                    modality.features,
                     num_neighbors,
                     include_self=include_self,
                     what=f"items by {name}",
@@ -69,8 +68,7 @@ def build_graph(
             if user_graphs:
                 user_features = UserFeatures(interactions.pairs("train"), interactions.num_users, modality.features)
                 user_neighbors = cosine_knn(
-                    user_features.take,
-                    *user_features.shape,
+                    user_features,
                     num_neighbors,
                     include_self=include_self,
                     what=f"users by {name}",
@@ -118,12 +116,16 @@ class UserFeatures:
 
     def take(self, start: int, stop: int) -> np.ndarray:
         """The features of users ``start`` to ``stop`` as float32 (stop - start, F); zeros for a user without any."""
-        stop = min(stop, self.shape[0])
-        pointer = self._pointer[start : stop + 1] - self._pointer[start]
-        item = self._item[self._pointer[start] : self._pointer[stop]]
-        unique, position = np.unique(item, return_inverse=True)
-        total = np.zeros((stop - start, self.shape[1]), dtype=np.float32)
-        count = np.zeros((stop - start, 1), dtype=np.float32)
+        return self.take_rows(np.arange(start, min(stop, self.shape[0])))
+
+    def take_rows(self, index: np.ndarray) -> np.ndarray:
+        """The features of some users as float32 (N, F), in any order."""
+        count = self._pointer[index + 1] - self._pointer[index]
+        pointer = np.concatenate([[0], count.cumsum()])
+        entry = np.arange(pointer[-1]) + np.repeat(self._pointer[index] - pointer[:-1], count)
+        unique, position = np.unique(self._item[entry], return_inverse=True)
+        total = np.zeros((len(index), self.shape[1]), dtype=np.float32)
+        count_with = np.zeros((len(index), 1), dtype=np.float32)
         # Item rows arrive in chunks, so memory stays bounded however many items the users of a block have.
         chunk = max(1, _USER_BLOCK_ELEMENTS // self.shape[1])
         for first in range(0, len(unique), chunk):
@@ -136,12 +138,12 @@ class UserFeatures:
                 torch.from_numpy(kept_before[pointer]),
                 torch.from_numpy(position[within] - first),
                 torch.ones(int(within.sum())),
-                (stop - start, len(items)),
+                (len(index), len(items)),
                 with_count,
             ).numpy()
             total += summed[:, :-1]
-            count += summed[:, -1:]
-        return total / np.maximum(count, 1)
+            count_with += summed[:, -1:]
+        return total / np.maximum(count_with, 1)
 
 
 def _add_features(graph: HeteroData, modality: str, features: FeatureMatrix) -> None:

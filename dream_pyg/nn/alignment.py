@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dream_pyg.graph.processor import has_bfloat16_units
+
 _LEAST_FUSED_TEMPERATURE = 0.025
 """exp(-2 / 0.025) is still a normal number in float32."""
 _LEAST_ROUNDED_TEMPERATURE = 0.1
@@ -18,14 +20,6 @@ _SUMMED_COLUMNS = 256
 Precision = Literal["auto", "float32", "bfloat16"]
 """Type of the in-batch products of InfoNCE; ``auto`` is bfloat16 on processors that have units for it, unless the
 temperature is so low that the rounding would show."""
-
-
-def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether the processor behind a device multiplies bfloat16 matrices faster than float32 ones."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def info_nce(

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from dream_pyg.data.features import Neighbors
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph import knn
-from dream_pyg.graph.knn import cosine_knn
+from dream_pyg.graph.knn import ArrayRows, cosine_knn, exact, flat, refine
 from tests.oracles import dream as oracle
 
 
 def search(matrix: NDArray[np.float32], num_neighbors: int, *, include_self: bool = False) -> Neighbors:
     """Neighbours of the rows of a matrix."""
-    return cosine_knn(lambda start, stop: matrix[start:stop], *matrix.shape, num_neighbors, include_self=include_self)
+    return cosine_knn(ArrayRows(matrix), num_neighbors, include_self=include_self)
 
 
 def brute_force(matrix: NDArray[np.float32], num_neighbors: int, *, include_self: bool) -> NDArray[np.int64]:
@@ -42,6 +41,14 @@ def signs(num_rows: int, num_features: int = 16, *, seed: int = 0) -> NDArray[np
     return matrix
 
 
+def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every step of the search see the matrix in several parts."""
+    monkeypatch.setattr(exact, "_PANEL_BYTES", 1)  # the fewest rows a panel can have
+    monkeypatch.setattr(flat, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(refine, "_PANEL_BYTES", 700 * 4 * 16)
+    monkeypatch.setattr(refine, "_GATHERED_BYTES", 1)
+
+
 @pytest.mark.parametrize("include_self", [False, True])
 @pytest.mark.parametrize("num_neighbors", [1, 2, 5, 20, 39])
 def test_ties_go_to_the_lower_id(num_neighbors: int, include_self: bool):
@@ -59,7 +66,7 @@ def test_blocks_smaller_than_the_matrix_change_nothing(
     matrix[1024:2048:3] = 0  # one block has fewer rows than the others
     whole = search(matrix, num_neighbors, include_self=include_self)
     np.testing.assert_array_equal(whole.index, brute_force(matrix, num_neighbors, include_self=include_self))
-    monkeypatch.setattr(knn, "_BLOCK_BYTES", 1)  # blocks of 1024 rows, settled a row at a time
+    use_small_blocks(monkeypatch)
     blocked = search(matrix, num_neighbors, include_self=include_self)
     np.testing.assert_array_equal(blocked.index, whole.index)
     np.testing.assert_array_equal(blocked.similarity, whole.similarity)
@@ -68,7 +75,7 @@ def test_blocks_smaller_than_the_matrix_change_nothing(
 def test_a_block_of_zeros_is_passed_over(monkeypatch: pytest.MonkeyPatch):
     matrix = signs(2100)
     matrix[:1024] = 0
-    monkeypatch.setattr(knn, "_BLOCK_BYTES", 1)
+    use_small_blocks(monkeypatch)
     found = search(matrix, 3)
     np.testing.assert_array_equal(found.index, brute_force(matrix, 3, include_self=False))
 

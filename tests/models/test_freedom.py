@@ -151,7 +151,7 @@ def test_the_item_graph_is_enough():
     ready = {}
     for name in dataset.modalities:
         features = dataset.modalities[name].features
-        ready[name] = Modality(neighbors=cosine_knn(features.take, *features.shape, NUM_NEIGHBORS))
+        ready[name] = Modality(neighbors=cosine_knn(features, NUM_NEIGHBORS))
     graph = in_double(build_graph(dataclasses.replace(dataset, modalities=ready)))
     model = double_model(FREEDOM, graph, embedding_dim=3)
     oracle = Oracle(dataset, model.config, include_self=False)

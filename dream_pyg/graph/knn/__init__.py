@@ -1,0 +1,88 @@
+"""Cosine k-nearest neighbours of the rows of a matrix with each other.
+
+An engine gives each row a list of candidates; the candidates are then ranked by exact cosines, whatever the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from dream_pyg.data.features import Neighbors
+from dream_pyg.errors import ConfigError
+from dream_pyg.graph.knn.candidates import Candidates
+from dream_pyg.graph.knn.exact import exact_candidates
+from dream_pyg.graph.knn.flat import flat_candidates
+from dream_pyg.graph.knn.refine import rank_candidates, search_in_double
+from dream_pyg.graph.knn.rows import ArrayRows, Rows
+from dream_pyg.graph.processor import has_bfloat16_units
+
+__all__ = ["ArrayRows", "Candidates", "Engine", "Rows", "cosine_knn"]
+
+Engine = Literal["exact", "flat"]
+
+
+def cosine_knn(
+    rows: Rows,
+    num_neighbors: int,
+    *,
+    include_self: bool = False,
+    engine: Engine = "exact",
+    device: str | torch.device = "cpu",
+    what: str = "rows",
+) -> Neighbors:
+    """The most similar rows of each row by cosine, exactly.
+
+    Cosines are compared in float64 wherever float32 cannot tell them apart, so that the graph depends on the features
+    alone and not on engine, threads or blocks. Memory holds a few blocks of rows at a time, and never an (N, N) matrix.
+    Rows of zeros have no direction: they get no neighbours and are nobody's neighbour.
+
+    Args:
+        rows: The rows (N, F).
+        num_neighbors: K, how many neighbours a row gets.
+        include_self: Whether a row is the first of its own K neighbours (as in FREEDOM) or excluded.
+        engine: How candidates are found.
+        device: Where ``exact`` multiplies.
+        what: What the rows are, for the progress bar and errors.
+
+    Returns:
+        Neighbours (N, K), the most similar first; of ties those with lower ids. ``-1`` fills rows that have fewer.
+
+    Raises:
+        ConfigError: If K is not between 1 and N - 1 (N with self).
+    """
+    num_rows, _ = rows.shape
+    limit = num_rows if include_self else num_rows - 1
+    if not 1 <= num_neighbors <= limit:
+        raise ConfigError(
+            f"num_neighbors must be between 1 and {limit} for {num_rows} {what} (got {num_neighbors}). "
+            "Choose a smaller number of neighbours."
+        )
+    count = num_neighbors - include_self
+    cosine, index = np.zeros((num_rows, 0)), np.zeros((num_rows, 0), dtype=np.int64)
+    if count:
+        candidates = _candidates(rows, count, engine, torch.device(device), what)
+        cosine, index, certain = rank_candidates(rows, candidates, count)
+        for chosen, found_cosine, found in search_in_double(rows, np.flatnonzero(~certain), count):
+            cosine[chosen], index[chosen] = found_cosine, found
+    if include_self:
+        step = 1024
+        own = np.concatenate(
+            [
+                np.where(rows.take(start, start + step).any(axis=1), np.arange(start, min(start + step, num_rows)), -1)
+                for start in range(0, num_rows, step)
+            ]
+        )
+        index = np.concatenate([own[:, None], index], axis=1)
+        cosine = np.concatenate([np.ones((num_rows, 1)), cosine], axis=1)
+    similarity = np.where(index >= 0, np.clip(cosine, -1.0, 1.0), 0.0)
+    return Neighbors(index=index, similarity=similarity.astype(np.float32))
+
+
+def _candidates(rows: Rows, count: int, engine: Engine, device: torch.device, what: str) -> Candidates:
+    if engine == "flat":
+        return flat_candidates(rows, count, what=what)
+    dtype = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
+    return exact_candidates(rows, count, dtype=dtype, device=device)

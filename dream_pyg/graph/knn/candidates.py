@@ -1,0 +1,103 @@
+"""Lists of candidates: what a search of low precision or low effort hands to the exact ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ScoreError = Callable[[Tensor | slice, Tensor], Tensor]
+"""The most by which scores of about the given size (P,) of the given rows can be wrong (P,)."""
+
+_SLOTS_AT_ONCE = 16
+
+
+class Candidates(NamedTuple):
+    """Rows that may be neighbours of each row, the likeliest first, and how similar they and others can be at most."""
+
+    index: NDArray[np.int64]  # (N, M), -1 for none
+    at_most: NDArray[np.float32]  # (N, M): no candidate has a greater cosine
+    left_out: NDArray[np.float32]  # (N,): no row outside the list has a greater cosine; -inf where nothing is left out
+
+
+class CandidateLists:
+    """The best scores so far of each row, with what may still beat them within the error of a score.
+
+    A score is kept while it could belong to one of the ``count`` highest cosines: while it is not below ``cut``, which
+    is the ``count``-th best score so far less what the errors of both can amount to.
+
+    Args:
+        num_rows: N.
+        count: How many neighbours are wanted.
+        error: How wrong a score can be.
+        device: Where scores are compared.
+    """
+
+    def __init__(self, num_rows: int, count: int, error: ScoreError, device: torch.device) -> None:
+        room = min(4 * count + 24, num_rows)
+        self.count = count
+        self.score = torch.full((num_rows, room), -torch.inf, device=device)  # falling in each row
+        self.index = torch.full((num_rows, room), -1, dtype=torch.int32, device=device)
+        self.cut = torch.full((num_rows,), -torch.inf, device=device)
+        self.dropped = torch.full((num_rows,), -torch.inf, device=device)  # the best that there was no room for
+        self._error = error
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._num_waiting = 0
+
+    def raise_cut(self, row: Tensor | slice, score: Tensor) -> None:
+        """Raise the cut of some rows, of which ``count`` scores are known to be ``score`` (P,) at least."""
+        self.cut[row] = torch.maximum(self.cut[row], score - 2 * self._error(row, score))
+
+    def add(self, row: Tensor, index: Tensor, score: Tensor) -> None:
+        """Add candidates: the row each belongs to, its id and its score, each (C,)."""
+        self._waiting.append((row, index.to(torch.int32), score))
+        self._num_waiting += len(row)
+        if self._num_waiting > len(self.cut):  # Many at once, for each time costs a pass over the lists.
+            self.flush()
+
+    def flush(self) -> None:
+        """Sort what was added into the lists."""
+        if not self._num_waiting:
+            return
+        row, index, score = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting, self._num_waiting = [], 0
+        kept = (score >= self.cut[row]).nonzero().view(-1)
+        row, order = torch.sort(row[kept], stable=True)
+        kept = kept[order]
+        index, score = index[kept], score[kept]
+        size = torch.bincount(row, minlength=len(self.cut))
+        slot = torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[row]
+        for first in range(0, int(size.max()), _SLOTS_AT_ONCE):
+            now = ((slot >= first) & (slot < first + _SLOTS_AT_ONCE)).nonzero().view(-1)
+            self._merge(row[now], slot[now] - first, index[now], score[now])
+
+    def _merge(self, row: Tensor, slot: Tensor, index: Tensor, score: Tensor) -> None:
+        room = self.score.size(1)
+        changed, position = torch.unique_consecutive(row, return_inverse=True)
+        width = room + int(slot.max()) + 1
+        joined_score = self.score.new_full((len(changed), width), -torch.inf)
+        joined_index = self.index.new_full((len(changed), width), -1)
+        joined_score[:, :room] = self.score[changed]
+        joined_index[:, :room] = self.index[changed]
+        joined_score[position, room + slot] = score
+        joined_index[position, room + slot] = index
+        best = joined_score.topk(min(room + 1, width), dim=1)
+        self.score[changed] = best.values[:, :room]
+        self.index[changed] = joined_index.gather(1, best.indices[:, :room])
+        self.dropped[changed] = torch.maximum(self.dropped[changed], best.values[:, room])
+        self.raise_cut(changed, best.values[:, self.count - 1])
+
+    def finish(self) -> Candidates:
+        """The lists, without what has fallen below the cut since it was added."""
+        self.flush()
+        error = self._error(slice(None), self.score[:, self.count - 1].clamp_min(-1))
+        kept = self.score >= self.cut[:, None]
+        width = max(1, int(kept.sum(dim=1).max()))  # The lists are in order, so what is kept comes first.
+        index = torch.where(kept, self.index, -1)[:, :width]
+        at_most = self.score[:, :width] + error[:, None]
+        left_out = torch.maximum(self.cut, self.dropped) + error
+        return Candidates(*(part.cpu().numpy() for part in (index.long(), at_most, left_out)))

@@ -1,0 +1,176 @@
+"""From candidates to neighbours: exact cosines, ties in double precision, a full search where a list is too short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dream_pyg.graph.knn.candidates import Candidates
+from dream_pyg.graph.knn.rows import Rows, unit_rows
+
+_UNCERTAINTY = 2e-6
+"""Cosines that differ by less in float32 may be in the wrong order: many times the rounding error measured."""
+_TIE_DECIMALS = 12
+"""Cosines that agree to this many decimals in float64 are ties."""
+_PANEL_BYTES = 96 << 20
+_GATHERED_BYTES = 32 << 20
+
+
+def rank_candidates(
+    rows: Rows, candidates: Candidates, count: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+    """The most similar candidates of each row by exact cosine; of ties those with lower ids.
+
+    Args:
+        rows: The rows (N, F).
+        candidates: Lists of candidates (N, M).
+        count: K.
+
+    Returns:
+        Cosines (N, K), -inf where there are fewer candidates; ids (N, K), -1 there; and whether a row's neighbours are
+        certain (N,), for no row outside its list can be as similar as the last.
+    """
+    index: NDArray[Any] = candidates.index
+    at_most: NDArray[Any] = candidates.at_most
+    if index.shape[1] <= count:  # One more than wanted shows whether the last is in doubt.
+        index, at_most = (
+            np.pad(part, ((0, 0), (0, count + 1 - part.shape[1])), constant_values=-1) for part in (index, at_most)
+        )
+    cosine = np.full(index.shape, -np.inf)
+    likely = np.zeros(index.shape, dtype=bool)
+    likely[:, : count + 1] = index[:, : count + 1] >= 0
+    measure = _Cosines(rows)
+    measure(index, likely, cosine)
+    # Now K cosines are known, and most of the others can no longer reach them.
+    last = np.partition(cosine, -count, axis=1)[:, -count] - _UNCERTAINTY
+    measure(index, (index >= 0) & ~likely & (at_most >= last[:, None]), cosine)
+    cosine, index = ranked(cosine, index)
+    last = cosine[:, count - 1].copy()
+    # Only what can be among the first K stays.
+    within = cosine >= (last - 2 * _UNCERTAINTY)[:, None]
+    width = max(int(within.sum(axis=1).max(initial=0)), count + 1)
+    cosine, index = cosine[:, :width], np.where(within & (cosine > -np.inf), index, -1)[:, :width]
+    cosine[index < 0] = -np.inf
+    with np.errstate(invalid="ignore"):  # two missing candidates
+        close = -np.diff(cosine, axis=1) < _UNCERTAINTY
+    doubtful = np.pad(close, ((0, 0), (0, 1))) | np.pad(close, ((0, 0), (1, 0)))
+    cosine, index = _rank_in_double(rows, cosine, index, doubtful & (index >= 0))
+    full = np.isfinite(last)
+    certain = np.where(full, last - _UNCERTAINTY > candidates.left_out, candidates.left_out == -np.inf)
+    return cosine[:, :count], index[:, :count], certain
+
+
+def search_in_double(
+    rows: Rows, wanted: NDArray[np.int64], count: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
+    """Search the neighbours of some rows among all, in float64, and never themselves.
+
+    Yields:
+        Ids (Q,), cosines (Q, K) and neighbours (Q, K), as :func:`rank_candidates` gives them.
+    """
+    num_rows, num_features = rows.shape
+    step = max(256, _PANEL_BYTES // (8 * num_features))
+    at_once = max(1, min(step, _PANEL_BYTES // (32 * step)))
+    for first in range(0, len(wanted), at_once):
+        chosen = wanted[first : first + at_once]
+        query = unit_rows(rows.take_rows(chosen))
+        cosine = np.full((len(chosen), count), -np.inf)
+        index = np.full((len(chosen), count), -1, dtype=np.int64)
+        for start in range(0, num_rows, step):
+            stop = min(start + step, num_rows)
+            base = unit_rows(rows.take(start, stop))
+            score = np.round(query @ base.T, _TIE_DECIMALS)
+            score[:, ~base.any(axis=1)] = -np.inf
+            score[~query.any(axis=1)] = -np.inf
+            ids = np.broadcast_to(np.arange(start, stop), score.shape)
+            score[chosen[:, None] == ids] = -np.inf
+            cosine = np.concatenate([cosine, score], axis=1)
+            index = np.concatenate([index, ids], axis=1)
+            taken = _highest(cosine, count)
+            cosine, index = (np.take_along_axis(part, taken, axis=1) for part in (cosine, index))
+        yield chosen, *ranked(cosine, np.where(cosine == -np.inf, -1, index))
+
+
+def ranked(cosine: NDArray[Any], index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Each row in the order of falling cosine, then of ids."""
+    order = np.lexsort((index, -cosine), axis=1)
+    return np.take_along_axis(cosine, order, axis=1), np.take_along_axis(index, order, axis=1)
+
+
+class _Cosines:
+    """Cosines of some pairs of rows in float32, from one panel of rows against another at a time."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._step = max(1, _PANEL_BYTES // (4 * rows.shape[1]))
+        self._panels: dict[int, tuple[torch.Tensor, NDArray[np.float32]]] = {}
+
+    def __call__(self, index: NDArray[np.int64], wanted: NDArray[np.bool_], cosine: NDArray[np.float64]) -> None:
+        """Fill in the cosines (N, M) of each row with those of the rows ``index`` (N, M) that are wanted."""
+        starts = range(0, len(index), self._step)
+        for start in starts:
+            row, slot = np.nonzero(wanted[start : start + self._step])
+            column = index[start + row, slot]
+            for other in starts:
+                here = slice(None) if len(starts) == 1 else (column >= other) & (column < other + self._step)
+                left, right, target = row[here], column[here] - other, slot[here]
+                if len(left):
+                    mine, my_norm = self._panel(start, other)
+                    theirs, their_norm = self._panel(other, start)
+                    value = _sampled_product(mine, theirs, left, right)
+                    cosine[start + left, target] = value / my_norm[left] / their_norm[right]
+
+    def _panel(self, start: int, keep: int) -> tuple[torch.Tensor, NDArray[np.float32]]:
+        for other in set(self._panels) - {start, keep}:
+            del self._panels[other]
+        if start not in self._panels:
+            panel = torch.from_numpy(self._rows.take(start, start + self._step))
+            self._panels[start] = panel, panel.norm(dim=1).numpy()
+        return self._panels[start]
+
+
+def _sampled_product(
+    left: torch.Tensor, right: torch.Tensor, row: NDArray[np.int64], column: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Inner products of rows of two matrices at the given pairs, in rising order of row."""
+    pointer = np.concatenate([[0], np.bincount(row, minlength=len(left)).cumsum()])
+    # The kernel wants rising columns in each row.
+    order = np.lexsort((column, row))
+    pattern = torch.sparse_csr_tensor(
+        torch.from_numpy(pointer),
+        torch.from_numpy(column[order]),
+        torch.zeros(len(row)),
+        (len(left), len(right)),
+        check_invariants=False,
+    )
+    value = np.empty(len(row), dtype=np.float32)
+    value[order] = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values().numpy()
+    return value
+
+
+def _rank_in_double(
+    rows: Rows, cosine: NDArray[np.float64], index: NDArray[np.int64], doubtful: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Compute some cosines (N, M) again in float64, then order each row."""
+    row, slot = np.nonzero(doubtful)
+    step = max(1, _GATHERED_BYTES // (8 * rows.shape[1]))
+    for first in range(0, len(row), step):
+        at = row[first : first + step], slot[first : first + step]
+        left, right = (unit_rows(rows.take_rows(ids)) for ids in (at[0], index[at]))
+        cosine[at] = np.round(np.einsum("pf,pf->p", left, right), _TIE_DECIMALS)
+    changed = np.unique(row)
+    cosine[changed], index[changed] = ranked(cosine[changed], index[changed])
+    return cosine, index
+
+
+def _highest(value: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """The columns (Q, count), ascending, of the highest values (Q, N) of each row; of ties the first."""
+    last = -np.partition(-value, count - 1, axis=1)[:, count - 1 : count]
+    above, tied = value > last, value == last
+    room = count - above.sum(axis=1, keepdims=True)
+    taken = above | (tied & (np.cumsum(tied, axis=1) <= room))
+    return np.nonzero(taken)[1].reshape(-1, count)

@@ -1,0 +1,50 @@
+"""Where the rows of a search come from, and what is left of them after scaling to unit length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Rows(Protocol):
+    """A matrix (N, F) that gives its rows as float32, wherever they lie."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, F)."""
+
+    def take(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start`` to ``stop``, which is cut at N."""
+
+    def take_rows(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Some rows (P, F), in any order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayRows:
+    """The rows of an array (N, F) of any real type, which may be memory-mapped."""
+
+    array: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, F)."""
+        return self.array.shape[0], self.array.shape[1]
+
+    def take(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start`` to ``stop``: a view where the array is float32 already."""
+        return np.ascontiguousarray(self.array[start:stop], dtype=np.float32)
+
+    def take_rows(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Some rows (P, F)."""
+        return self.array[index].astype(np.float32, copy=False)
+
+
+def unit_rows(rows: NDArray[np.float32], dtype: Any = np.float64) -> NDArray[Any]:
+    """Rows (P, F) scaled to norm 1 in ``dtype``; rows of zeros stay."""
+    rows = rows.astype(dtype)
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norm, out=rows, where=norm > 0)
