@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ ScoreError = Callable[[Tensor | slice, Tensor], Tensor]
 _SLOTS_AT_ONCE = 16
 
 
-class Candidates(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Candidates:
     """Rows that may be neighbours of each row, the likeliest first, and how similar they and others can be at most."""
 
     index: NDArray[np.int64]  # (N, M), -1 for none
