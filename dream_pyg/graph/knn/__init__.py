@@ -15,11 +15,12 @@ from dream_pyg.errors import ConfigError
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.exact import exact_candidates
 from dream_pyg.graph.knn.flat import flat_candidates
+from dream_pyg.graph.knn.means import MeanRows
 from dream_pyg.graph.knn.refine import rank_candidates, search_in_double
 from dream_pyg.graph.knn.rows import ArrayRows, Rows
 from dream_pyg.graph.processor import has_bfloat16_units
 
-__all__ = ["ArrayRows", "Candidates", "Engine", "Rows", "cosine_knn"]
+__all__ = ["ArrayRows", "Candidates", "Engine", "MeanRows", "Rows", "cosine_knn"]
 
 Engine = Literal["exact", "flat"]
 
