@@ -18,6 +18,7 @@ from torch_geometric.metrics import (
 )
 
 from dream_pyg.errors import ConfigError, DataError
+from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
 from dream_pyg.models.base import Scorer
 from dream_pyg.ranking import SeenItems, rank_blocks
@@ -75,7 +76,7 @@ def evaluate(
     if mask_valid and split == "test":
         masked.append(store[label_name("valid")])
     seen = SeenItems.from_pairs(torch.cat(masked, dim=1), num_users) if masked else None
-    wanted = SeenItems.from_pairs(targets, num_users)
+    wanted = UserItems.from_pairs(targets, num_users)
 
     device = targets.device
     ranked = LinkPredMetricCollection(

@@ -19,6 +19,9 @@ from dream_pyg.nn.alignment import BehaviorModalAlignment
 
 ConfigT = TypeVar("ConfigT")
 
+_WEIGHTS_AT_ONCE = 1 << 22
+"""Sparse item weights added up at a time."""
+
 
 def model_config(cls: type[ConfigT]) -> type[ConfigT]:
     """Make a class a frozen, keyword-only, validated dataclass that refuses unknown fields."""
@@ -119,11 +122,13 @@ class ItemWeights(NamedTuple):
             once = self.weight.new_ones(len(item))
             return csr_product(pointer, item, once, (len(user), self.num_items), self.weight)
         # Few weights of few items each: adding them one by one is far less than a product with dense rows.
-        weights = self.weight.values()
+        pointer, index, weights = self.weight.crow_indices(), self.weight.col_indices(), self.weight.values()
         scores = weights.new_zeros(len(user), self.num_items) if out is None else out.zero_()
-        position, entry = row_entries(self.weight.crow_indices(), item)
-        place = row[position], self.weight.col_indices()[entry]
-        return scores.index_put_(place, weights[entry], accumulate=True)
+        sizes = torch.bincount(pointer.diff()[item].cumsum(0) // _WEIGHTS_AT_ONCE).tolist()
+        for rows, items in zip(row.split(sizes), item.split(sizes), strict=True):
+            position, entry = row_entries(pointer, items)
+            scores.index_put_((rows[position], index[entry]), weights[entry], accumulate=True)
+        return scores
 
     def detach(self) -> ItemWeights:
         """The same without gradients."""

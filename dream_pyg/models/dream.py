@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -55,8 +55,8 @@ class DREAM(Recommender):
         \qquad (8\text{-}12, 14, 15)
 
     Args:
-        graph: A graph with features and, where the config has messages pass over them, item-item and user-user edges for
-            every modality in use.
+        graph: A graph with features, and with the item-item and user-user edges that the config uses, for every
+            modality in use.
         config: Hyper-parameters.
 
     Raises:
@@ -113,8 +113,6 @@ class DREAM(Recommender):
 
         alignment_precision: Precision = "auto"
         """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
-
-    needs_features: ClassVar[bool] = True
 
     @classmethod
     def requirements(cls, config: Any) -> Requirements:

@@ -15,7 +15,7 @@ from dream_pyg.models.base import ClosedForm, ItemWeights, model_config
 
 
 class ItemKNN(ClosedForm):
-    r"""An item scores by its cosine with what the user took, if this is among its K nearest (doi 10.1145/371920.372071).
+    r"""Items score by their cosine with what the user took of their K nearest (doi 10.1145/371920.372071).
 
     With :math:`n_i` the number of users who took item i in train and :math:`n_{ij}` of those who took both,
 

@@ -87,8 +87,8 @@ class Run:
         scorer = self.scorer()
         if not isinstance(scorer, Embeddings):
             raise ConfigError(
-                f"Model {self.config.model_name!r} has no embeddings to export: it scores by weights from item to item. "
-                f"Ship its recommendations: `dream-pyg recommend {self.paths.root} --out top.parquet`."
+                f"Model {self.config.model_name!r} has no embeddings to export, but weights from item to item. "
+                f"Write its recommendations instead: `dream-pyg recommend {self.paths.root} --out top.parquet`."
             )
         return scorer
 
@@ -171,7 +171,7 @@ def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
     if lacking:
         raise ConfigError(
             f"Model {config.model_name!r} needs {' and '.join(lacking)}, which the graph does not have. "
-            "Build the graph with modality features and with user graphs, or choose a model or options that need neither."
+            "Build the graph with modality features and with user graphs, or choose a model or options without them."
         )
     return model_class(graph, config.hyperparameters)
 
