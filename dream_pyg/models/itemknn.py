@@ -35,10 +35,10 @@ class ItemKNN(ClosedForm):
     class Config:
         """Hyper-parameters of item-kNN."""
 
-        num_item_neighbors: PositiveInt = 100
+        num_item_neighbors: PositiveInt = 500
         """K: how many items at most an item listens to; of equally similar ones those with lower ids."""
-        shrinkage: NonNegativeFloat = 10.0
-        """h: how many interactions an item is taken to have had beside its own, so that few in common count less."""
+        shrinkage: NonNegativeFloat = 100.0
+        """h: added to every norm, so that few users in common count less; the larger, the more popularity tells."""
 
     pointer: Tensor
     index: Tensor

@@ -87,8 +87,9 @@ class Run:
         scorer = self.scorer()
         if not isinstance(scorer, Embeddings):
             raise ConfigError(
-                f"Model {self.config.model_name!r} has no embeddings to export, but weights from item to item. "
-                f"Write its recommendations instead: `dream-pyg recommend {self.paths.root} --out top.parquet`."
+                f"Model {self.config.model_name!r} has no embeddings but weights from item to item, so it cannot be "
+                "exported. Write its recommendations instead: "
+                f"`dream-pyg recommend {self.paths.root} --out top.parquet`."
             )
         return scorer
 
