@@ -41,8 +41,8 @@ class EASE(ClosedForm):
         ConfigError: If the matrices would take more than ``max_memory_gb``.
 
     Note:
-        Fidelity: EXACT. The inverse comes from a Cholesky factorisation in float32: on Amazon Baby no weight differs from
-        that of float64 by more than a millionth of the largest, and recall@20 not at all.
+        Fidelity: EXACT. The inverse comes from a Cholesky factorisation in float32: on Amazon Baby no weight differs
+        from that of float64 by more than a millionth of the largest, and recall@20 not at all.
     """
 
     @model_config
