@@ -198,7 +198,7 @@ class Recommender(nn.Module):
         return Requirements(cls.needs_features, cls.needs_item_knn, cls.needs_user_knn)
 
     def forward(self, graph: HeteroData) -> Scorer:
-        """Embed all users and items."""
+        """Embed all users and items, or say otherwise how to score them."""
         raise NotImplementedError
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
