@@ -24,7 +24,19 @@ from dream_pyg.errors import (
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.store import StoredGraph, build_store, load_graph
-from dream_pyg.models import BPR, DREAM, MODELS, Batch, Embeddings, LightGCN, MostPopular, Recommender
+from dream_pyg.models import (
+    BPR,
+    DREAM,
+    EASE,
+    MODELS,
+    Batch,
+    Embeddings,
+    ItemWeights,
+    LightGCN,
+    MostPopular,
+    Recommender,
+    Scorer,
+)
 from dream_pyg.ranking import recommend
 from dream_pyg.serving import export_run, recommend_table
 from dream_pyg.training.run import Run, load_run
@@ -33,6 +45,7 @@ from dream_pyg.training.trainer import TrainResult, train
 __all__ = [
     "BPR",
     "DREAM",
+    "EASE",
     "MODELS",
     "Batch",
     "ConfigError",
@@ -42,12 +55,14 @@ __all__ = [
     "DreamPygError",
     "Embeddings",
     "Interrupted",
+    "ItemWeights",
     "LightGCN",
     "MostPopular",
     "Recommender",
     "ResumeError",
     "Run",
     "RunConfig",
+    "Scorer",
     "StoreError",
     "StoredGraph",
     "TrainResult",

@@ -28,7 +28,7 @@ from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_js
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
-from dream_pyg.models import Embeddings, Recommender, find_model
+from dream_pyg.models import Embeddings, Recommender, Scorer, find_model
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,35 @@ class Run:
     graph: HeteroData
     model: Recommender
 
-    @torch.no_grad()
     def embeddings(self) -> Embeddings:
-        """Final representations of all users and items."""
+        """Final representations of all users and items.
+
+        Raises:
+            ConfigError: If the model has none, but weighs items by items.
+        """
+        scorer = self.scorer()
+        if not isinstance(scorer, Embeddings):
+            raise ConfigError(
+                f"Model {self.config.model_name!r} has no embeddings but weights from item to item, so it cannot be "
+                "exported. Write its recommendations instead: "
+                f"`dream-pyg recommend {self.paths.root} --out top.parquet`."
+            )
+        return scorer
+
+    def scorer(self) -> Scorer:
+        """What scores every user and item: embeddings, or item weights."""
         return self.lines()["general"]
 
     @torch.no_grad()
-    def lines(self) -> dict[str, Embeddings]:
+    def lines(self) -> dict[str, Scorer]:
         """``general`` and, for a model with two lines, ``behavior`` and ``modal`` apart."""
         self.model.eval()
-        lines = {"general": self.model(self.graph)}
+        lines: dict[str, Scorer] = {"general": self.model(self.graph)}
         dual = self.model.dual_representations(self.graph)
         if dual is not None:
             lines |= {"behavior": dual.behavior, "modal": dual.modal}
         # A model may return its parameters themselves, which know gradients even here.
-        return {name: Embeddings(line.user.detach(), line.item.detach()) for name, line in lines.items()}
+        return {name: line.detach() for name, line in lines.items()}
 
 
 def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None = None) -> Run:
@@ -145,19 +159,20 @@ def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
         ConfigError: If the graph lacks features or relation graphs.
     """
     model_class = find_model(config.model_name)
+    needs = model_class.requirements(config.hyperparameters)
     lacking = [
         what
         for needed, present, what in (
-            (model_class.needs_features, feature_modalities(graph), "features of any modality"),
-            (model_class.needs_item_knn, knn_modalities(graph, ITEM), "an item-item kNN graph"),
-            (model_class.needs_user_knn, knn_modalities(graph, USER), "a user-user kNN graph"),
+            (needs.features, feature_modalities(graph), "features of any modality"),
+            (needs.item_knn, knn_modalities(graph, ITEM), "an item-item kNN graph"),
+            (needs.user_knn, knn_modalities(graph, USER), "a user-user kNN graph"),
         )
         if needed and not present
     ]
     if lacking:
         raise ConfigError(
             f"Model {config.model_name!r} needs {' and '.join(lacking)}, which the graph does not have. "
-            "Build the graph with modality features and with user graphs, or choose a model that needs neither."
+            "Build the graph with modality features and with user graphs, or choose a model or options without them."
         )
     return model_class(graph, config.hyperparameters)
 

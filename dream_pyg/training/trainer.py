@@ -202,10 +202,11 @@ class _Session:
         logger.info("Resuming %s after epoch %d, step %d", self.paths.root, self.epoch, self.step)
 
     def fit(self) -> None:
-        """Train until the last epoch or until validation no longer improves."""
+        """Train until the last epoch or until validation no longer improves, or solve what has a closed form."""
         if self.optimizer is None:
-            if not self.best_epoch:
-                self._validate(0.0, {})
+            started = time.perf_counter()
+            self.model.fit(self.graph)
+            self._validate(time.perf_counter() - started, {})
             return
         with _interruptible() as interrupted:
             while self.epoch < self.config.epochs and self.bad_evaluations < self.config.patience:
@@ -271,7 +272,7 @@ class _Session:
     @torch.no_grad()
     def _validate(self, train_seconds: float, losses: dict[str, float]) -> None:
         record: dict[str, Any] = {"epoch": self.epoch, "loss": losses, "train_seconds": round(train_seconds, 3)}
-        if train_seconds:
+        if losses:
             record["triplets_per_second"] = round(len(self.sampler) / train_seconds)
         if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
             started = time.perf_counter()
@@ -313,7 +314,7 @@ def evaluate_lines(run: Run, split: str, **options: Any) -> dict[str, dict[str, 
         split: The split.
         **options: For :func:`~dream_pyg.evaluation.evaluate`.
     """
-    return {line: evaluate(embeddings, run.graph, split, **options) for line, embeddings in run.lines().items()}
+    return {line: evaluate(scorer, run.graph, split, **options) for line, scorer in run.lines().items()}
 
 
 class _LossMonitor:
