@@ -27,6 +27,8 @@ _KEY_NAMES = {
     "inter_weight": r"Inter-alignment weight $\beta$",
 }
 _PANEL = (5.6, 4.2)  # inches
+_GROUP = 1.9  # inches of a group of bars
+_LETTERS_PER_INCH = 9
 _STYLE = {
     "font.size": 13,
     "axes.titlesize": 14,
@@ -106,7 +108,9 @@ def draw_line_scores(table: pl.DataFrame) -> Any:
     datasets = table.group_by("run", maintain_order=True).first()["dataset"].to_list()
     ticks = runs if len(set(datasets)) == 1 else [f"{run}\n({of})" for run, of in zip(runs, datasets, strict=True)]
     width = 0.8 / len(_LINE_COLORS)
-    with _panels(metrics, width=max(_PANEL[0], 1.9 * len(runs))) as (figure, axes):
+    crowded = max(map(len, runs)) > _LETTERS_PER_INCH * _GROUP
+    tilt = {"rotation": 15, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    with _panels(metrics, width=max(_PANEL[0], _GROUP * len(runs))) as (figure, axes):
         for metric, axis in zip(metrics, axes.flat, strict=True):
             for index, (line, color) in enumerate(_LINE_COLORS.items()):
                 place = np.arange(len(runs)) + (index - 1) * width
@@ -114,7 +118,7 @@ def draw_line_scores(table: pl.DataFrame) -> Any:
                                 hatch=_HATCHES[line], edgecolor="white", label=line.capitalize())  # fmt: skip
                 axis.bar_label(bars, fmt="%.4f", fontsize=10, rotation=90, padding=3)
             axis.set_ylabel(f"Test {_metric_name(metric)}")
-            axis.set_xticks(range(len(runs)), ticks)
+            axis.set_xticks(range(len(runs)), ticks, **tilt)
             axis.margins(y=0.22)
             axis.grid(visible=False, axis="x")
         _legend(figure, axes)
@@ -144,7 +148,13 @@ def draw_sensitivity(table: pl.DataFrame) -> Any:
     with _panels(keys, sharey=True) as (figure, axes):
         for (key, of_key), axis in zip(_groups(table, "key"), axes.flat, strict=True):
             for index, (series, points) in enumerate(_groups(of_key, "series")):
-                axis.errorbar(*points["value", "mean", "std"], **_look(index), capsize=4, label=series)
+                axis.errorbar(
+                    *points["value", "mean", "std"],
+                    **_look(index),
+                    elinewidth=1.2,
+                    capsize=4,
+                    label=series.replace("_", " "),
+                )
             _scale(axis, of_key["value"].unique().sort().to_numpy())
             axis.set_xlabel(_key_name(key))
             axis.legend(fontsize=11)
@@ -179,7 +189,7 @@ def _epochs(axis: Any) -> None:
 def _scale(axis: Any, values: Any) -> None:
     """Weights that span orders of magnitude stand on a logarithmic axis, with 0 at its left end."""
     positive = values[values > 0]
-    if len(positive) > 1 and positive[-1] / positive[0] >= 20:
+    if len(positive) > 1 and positive[-1] / positive[0] >= 10:
         axis.set_xscale("symlog", linthresh=positive[0])
     axis.set_xticks(values, [f"{value:g}" for value in values])
     axis.minorticks_off()
@@ -213,7 +223,8 @@ def _style() -> Iterator[None]:
 def _legend(figure: Any, axes: Any, **options: Any) -> None:
     """One legend above all panels."""
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    rows = -(-len(labels) // 4)
+    longest = max(map(len, labels)) + 6  # letters, with the handle
+    rows = -(-len(labels) * longest // int(_LETTERS_PER_INCH * figure.get_figwidth()))
     figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // rows), **options)
 
 
