@@ -65,7 +65,8 @@ def make_figure(
 ) -> FigureFiles:
     """Draw one of ``FIGURES`` from finished runs: ``figure-NAME.png`` and ``.svg``, and its numbers beside them as CSV.
 
-    The same runs give the same bytes (on the same device and versions).
+    The same runs give the same bytes (on the same device and versions). Figures by epoch (1a, 1b, 6) need runs that
+    kept epochs: ``training.keep_every=1``.
 
     Args:
         name: The figure's number in the paper.

@@ -54,7 +54,7 @@ def gradient_conflict(run: Run, *, seed: int = 0) -> pl.DataFrame:
         \mathbf g_M = \nabla_{\mathbf E} \mathcal L_{BPR}(\text{modal line}), \qquad
         c_n = \cos(\mathbf g_{B,n}, \mathbf g_{M,n})
 
-    A node is in conflict where :math:`c_n < 0`: a step that lowers one loss raises the other.
+    A node is in conflict where :math:`c_n < 0`: a step of its embedding that lowers one loss raises the other.
 
     Args:
         run: A run that kept epochs, of a model whose two lines share ID embeddings.
@@ -85,7 +85,7 @@ def gradient_conflict(run: Run, *, seed: int = 0) -> pl.DataFrame:
         for node, behavior, modal in zip(tables, *gradients, strict=True):
             if behavior is None or modal is None:
                 continue
-            cosine = _row_cosines(behavior, modal).double().numpy()
+            cosine = _row_cosines(behavior, modal).numpy()
             if len(cosine):
                 q25, q75 = np.quantile(cosine, [0.25, 0.75])
                 rows.append((epoch, node, cosine.mean(), q25, q75, (cosine < 0).mean()))
@@ -112,7 +112,8 @@ def modal_forgetting(run: Run) -> pl.DataFrame:
         = 1 - \frac{\lVert \mathbf Z^\top \mathbf R_m \rVert_F^2}
         {\lVert \mathbf Z^\top \mathbf Z \rVert_F \lVert \mathbf R_m^\top \mathbf R_m \rVert_F}
 
-    which is one minus the linear CKA of unit rows (arXiv 1905.00414): 0 for features merely rotated or scaled.
+    which is one minus the linear CKA of unit rows (arXiv 1905.00414): 0 for features merely rotated or scaled, 1 if
+    either has no structure at all.
 
     Args:
         run: A run that kept epochs, of a model with two lines.
@@ -143,7 +144,8 @@ def modal_forgetting(run: Run) -> pl.DataFrame:
         for modality, (has, rows, norm) in references.items():
             z = _centred_unit_rows(item[has])
             shared = (z.T @ rows).square().sum()
-            found.append((epoch, modality, 1.0 - (shared / (_gram_norm(z) * norm)).item()))
+            similarity = shared / (_gram_norm(z) * norm).clamp(min=torch.finfo(z.dtype).tiny)
+            found.append((epoch, modality, 1.0 - similarity.item()))
     return pl.DataFrame(found, schema=["epoch", "modality", "distance"], orient="row")
 
 
@@ -190,7 +192,7 @@ def line_distance(run: Run) -> pl.DataFrame:
     for epoch, model in kept_models(run):
         behavior, modal = dual_lines(model, run.graph)
         for node, first, second in zip(NODES, behavior, modal, strict=True):
-            rows.append((epoch, node, 1.0 - _row_cosines(first, second).double().mean().item()))
+            rows.append((epoch, node, 1.0 - _row_cosines(first, second).mean().item()))
     return pl.DataFrame(rows, schema=["epoch", "nodes", "distance"], orient="row")
 
 
@@ -332,9 +334,11 @@ def _gradients(loss: Tensor, tables: list[Tensor]) -> Sequence[Tensor | None]:
 
 
 def _row_cosines(first: Tensor, second: Tensor) -> Tensor:
-    """Cosines of the rows that are zero in neither, on the CPU."""
+    """Cosines of the rows that are zero in neither, in float64 on the CPU."""
     both = first.any(dim=1) & second.any(dim=1)
-    return F.cosine_similarity(first[both], second[both], dim=1).cpu()
+    # The gradient at one node is often shorter than the least norm that is told from 0 by default.
+    least = torch.finfo(torch.float64).tiny
+    return F.cosine_similarity(first[both].double(), second[both].double(), dim=1, eps=least).cpu()
 
 
 def _centred_unit_rows(rows: Tensor) -> Tensor:

@@ -130,8 +130,14 @@ def test_nothing_is_forgotten_by_features_that_are_only_turned_and_scaled(run: R
     assert distance["text"] > 0.1
 
 
-def test_gradient_conflict_is_the_cosine_of_both_gradients_at_each_node(run: Run, tmp_path: Path):
-    by = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(1))
+def test_items_that_are_all_alike_have_forgotten_everything(run: Run, tmp_path: Path):
+    table = modal_forgetting(kept(run, Turned(run, item=torch.zeros(40, DIM)), tmp_path))
+    assert table["distance"].to_list() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_gradient_conflict_is_the_cosine_of_both_gradients_at_each_node(run: Run, tmp_path: Path, scale: float):
+    by = scale * torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(1))
     toy = kept(run, Turned(run, by), tmp_path, epochs=2)
     triplets = list(
         zip(*(x.tolist() for x in TripletSampler(run.graph).epoch(torch.Generator().manual_seed(7))), strict=True)
