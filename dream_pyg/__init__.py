@@ -9,6 +9,7 @@ The public names::
     recommend_table(run, k=10)
 """
 
+from dream_pyg.analysis.figures import make_figure
 from dream_pyg.config import RunConfig, TrainingConfig
 from dream_pyg.data.dataset import Dataset, DatasetConfig, load_dataset
 from dream_pyg.data.synthetic import make_synthetic
@@ -75,6 +76,7 @@ __all__ = [
     "load_dataset",
     "load_graph",
     "load_run",
+    "make_figure",
     "make_synthetic",
     "recommend",
     "recommend_table",

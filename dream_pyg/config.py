@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -48,6 +49,9 @@ class TrainingConfig(BaseModel):
     """Epochs from one validation to the next; the last epoch is validated as well."""
     checkpoint_every: PositiveInt = 1
     """Epochs from one resumable checkpoint to the next; an interrupt always writes one."""
+    keep_every: NonNegativeInt = 0
+    """Epochs from one kept copy of the weights to the next, from epoch 0 on, for figures that show the training; 0
+    keeps none."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of initialisation, shuffling and negative sampling."""
     device: str = "auto"

@@ -11,6 +11,7 @@ import click
 import torch
 
 from dream_pyg.cli.demo import demo
+from dream_pyg.cli.figure import figure
 from dream_pyg.cli.graph import build_graph
 from dream_pyg.cli.inspect import inspect, models
 from dream_pyg.cli.serve import export, recommend
@@ -74,5 +75,5 @@ def main(quiet: bool) -> None:
     logger.propagate = False
 
 
-for command in (build_graph, train, evaluate, recommend, export, inspect, models, demo):
+for command in (build_graph, train, evaluate, recommend, export, figure, inspect, models, demo):
     main.add_command(command)

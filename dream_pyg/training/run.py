@@ -7,6 +7,7 @@ Layout::
     metrics.jsonl            one line an epoch
     checkpoints/last.pt      everything needed to resume
     checkpoints/best.safetensors   the weights of the best epoch
+    checkpoints/epoch-00004.safetensors   the weights after epoch 4, if ``training.keep_every`` asks for them
     test_metrics.json        full-ranking metrics of the best epoch, read once
 """
 
@@ -61,6 +62,15 @@ class RunPaths:
     def best(self) -> Path:
         """The best epoch's weights."""
         return self.root / "checkpoints" / "best.safetensors"
+
+    def epoch(self, epoch: int) -> Path:
+        """The weights after an epoch, if they were kept."""
+        return self.root / "checkpoints" / f"epoch-{epoch:05d}.safetensors"
+
+    def kept_epochs(self) -> list[int]:
+        """The epochs whose weights were kept, in order."""
+        numbers = (path.stem.removeprefix("epoch-") for path in self.root.glob("checkpoints/epoch-*.safetensors"))
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     @property
     def test_metrics(self) -> Path:
@@ -228,6 +238,11 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
 def save_best(paths: RunPaths, model: Recommender, metadata: dict[str, str]) -> None:
     """Write the weights of the best epoch so far."""
     save_tensors(paths.best, model.state_dict(), metadata)
+
+
+def keep_epoch(paths: RunPaths, model: Recommender, epoch: int) -> None:
+    """Write the weights after an epoch, to stay."""
+    save_tensors(paths.epoch(epoch), model.state_dict(), {"epoch": str(epoch)})
 
 
 def read_run_info(paths: RunPaths) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from dream_pyg.training.run import (
     Run,
     RunPaths,
     describe_run,
+    keep_epoch,
     load_run,
     make_model,
     prepare_graph,
@@ -54,7 +55,7 @@ _PROGRESS = (
 )
 VALID_METRICS = ("recall", "ndcg")
 VALID_KS = (10, 20)
-_RESUMABLE_CHANGES = ("training.epochs:", "training.device:", "training.num_threads:", "graph:")
+_RESUMABLE_CHANGES = ("training.epochs:", "training.device:", "training.num_threads:", "training.keep_every:", "graph:")
 _STEPS_BETWEEN_CHECKS = 32
 
 
@@ -177,6 +178,7 @@ class _Session:
             first = RunPaths(directory)
             config.save(first.config)
             write_json(first.info, {**info, "status": "running"})
+            self._keep(first)
             save_checkpoint(first.last, self.state())
 
     def save(self) -> None:
@@ -197,8 +199,11 @@ class _Session:
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
         for name in _PROGRESS:
             setattr(self, name, state[name])
-        # Lines of epochs after the checkpoint will be made again.
+        # What belongs to epochs after the checkpoint will be made again.
         write_text(self.paths.metrics, "".join(self.lines))
+        for epoch in self.paths.kept_epochs():
+            if epoch > self.epoch:
+                self.paths.epoch(epoch).unlink()
         logger.info("Resuming %s after epoch %d, step %d", self.paths.root, self.epoch, self.step)
 
     def fit(self) -> None:
@@ -238,9 +243,15 @@ class _Session:
         seconds = time.perf_counter() - started
         self.epoch, self.step, self.loss_sums, self.epoch_weights = self.epoch + 1, 0, {}, {}
         self._validate(seconds, losses)
+        self._keep(self.paths)
         last = self.epoch == self.config.epochs or self.bad_evaluations == self.config.patience
         if last or self.epoch % self.config.checkpoint_every == 0:
             self.save()
+
+    def _keep(self, paths: RunPaths) -> None:
+        """Let this epoch's weights stay, if the configuration asks for it."""
+        if self.config.keep_every and self.epoch % self.config.keep_every == 0:
+            keep_epoch(paths, self.model, self.epoch)
 
     def _start_epoch(self, generator: torch.Generator) -> None:
         """Let the model resample what the epoch keeps fixed, from the weights that the epoch begins with."""
