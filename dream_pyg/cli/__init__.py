@@ -15,6 +15,7 @@ from dream_pyg.cli.graph import build_graph
 from dream_pyg.cli.inspect import inspect, models
 from dream_pyg.cli.serve import export, recommend
 from dream_pyg.cli.train import evaluate, train
+from dream_pyg.cli.tune import tune
 from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
 
 
@@ -74,5 +75,5 @@ def main(quiet: bool) -> None:
     logger.propagate = False
 
 
-for command in (build_graph, train, evaluate, recommend, export, inspect, models, demo):
+for command in (build_graph, train, evaluate, recommend, export, inspect, models, tune, demo):
     main.add_command(command)
