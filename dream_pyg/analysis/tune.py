@@ -11,21 +11,19 @@ Layout of a study::
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import fcntl
 import io
 import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tomli_w
 
+from dream_pyg.analysis.continuable import continuable
 from dream_pyg.analysis.search_spaces import (
     Choice,
     LogRange,
@@ -37,7 +35,7 @@ from dream_pyg.analysis.search_spaces import (
 )
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import read_json, write_json, write_text
-from dream_pyg.errors import ConfigError, Interrupted, ResumeError, StoreError, TrainingError
+from dream_pyg.errors import ConfigError, ResumeError, StoreError, TrainingError
 from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.training.run import RunPaths
@@ -139,7 +137,8 @@ def tune(
         "space": describe_space(space),
         "config": _described_config(base),
     }
-    with _opened(out, description):
+    _open(out, description)
+    with continuable(out, "the study"):
         search = _Search(optuna, out, base, space, modalities, pruning_warmup)
         begun = time.monotonic()
         while (ended := len(search.trials())) < num_trials:
@@ -253,11 +252,6 @@ class _Search:
             if not pruned:
                 train(config, run, resume=begun, test=False, on_evaluation=observe)
                 pruned = trial.should_prune()
-        except Interrupted as error:
-            raise Interrupted(
-                f"Interrupted in trial {number} of the study at {self.out}; its state is saved. "
-                "Continue with the same command."
-            ) from error
         except TrainingError as error:
             if number == 0:  # The defaults must train, or nothing can be learned from the others.
                 raise
@@ -315,9 +309,8 @@ def _described_config(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-@contextlib.contextmanager
-def _opened(out: Path, description: dict[str, Any]) -> Iterator[None]:
-    """The directory of this study and no other, for one process alone."""
+def _open(out: Path, description: dict[str, Any]) -> None:
+    """Make the study's directory, or check that what is there is this study and no other."""
     if (out / STUDY).is_file():
         there = read_json(out / STUDY)
         mine, theirs = _flat(description), _flat(there)
@@ -333,14 +326,6 @@ def _opened(out: Path, description: dict[str, Any]) -> Iterator[None]:
         raise StoreError(f"{out} exists and is not a study: it has no {STUDY}. Choose another directory with --out.")
     else:
         write_json(out / STUDY, description)
-    directory = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise StoreError(f"Another process works on the study at {out}. Wait for it, or end it.") from error
-    finally:
-        os.close(directory)
 
 
 def _is_begun(paths: RunPaths, config: RunConfig) -> bool:

@@ -13,6 +13,7 @@ import torch
 from dream_pyg.cli.demo import demo
 from dream_pyg.cli.graph import build_graph
 from dream_pyg.cli.inspect import inspect, models
+from dream_pyg.cli.reproduce import reproduce
 from dream_pyg.cli.serve import export, recommend
 from dream_pyg.cli.train import evaluate, train
 from dream_pyg.cli.tune import tune
@@ -75,5 +76,5 @@ def main(quiet: bool) -> None:
     logger.propagate = False
 
 
-for command in (build_graph, train, evaluate, recommend, export, inspect, models, tune, demo):
+for command in (build_graph, train, evaluate, recommend, export, inspect, models, tune, reproduce, demo):
     main.add_command(command)
