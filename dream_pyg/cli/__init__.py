@@ -14,8 +14,10 @@ from dream_pyg.cli.demo import demo
 from dream_pyg.cli.figure import figure
 from dream_pyg.cli.graph import build_graph
 from dream_pyg.cli.inspect import inspect, models
+from dream_pyg.cli.reproduce import reproduce
 from dream_pyg.cli.serve import export, recommend
 from dream_pyg.cli.train import evaluate, train
+from dream_pyg.cli.tune import tune
 from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
 
 
@@ -75,5 +77,5 @@ def main(quiet: bool) -> None:
     logger.propagate = False
 
 
-for command in (build_graph, train, evaluate, recommend, export, figure, inspect, models, demo):
+for command in (build_graph, train, evaluate, recommend, export, tune, reproduce, figure, inspect, models, demo):
     main.add_command(command)
