@@ -15,10 +15,19 @@ from dream_pyg.cli import main
 from dream_pyg.models import MODELS
 from dream_pyg.presets import load_presets, preset_names
 
-COMMANDS = (
-    *("build-graph", "demo", "evaluate", "export", "figure", "inspect", "models"),
-    *("recommend", "reproduce", "train", "tune"),
-)
+COMMANDS = [
+    "build-graph",
+    "demo",
+    "evaluate",
+    "export",
+    "figure",
+    "inspect",
+    "models",
+    "recommend",
+    "reproduce",
+    "train",
+    "tune",
+]
 
 
 def test_every_command_is_listed(command: Callable[..., Result]):
