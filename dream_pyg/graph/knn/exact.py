@@ -31,7 +31,7 @@ GROUP = 16
 """Scores are looked at in groups, by their maximum; rows are padded to whole groups."""
 _PREPARED_BYTES = 8 << 20
 _SAMPLED_ROWS = 256
-BFLOAT16_ROUNDING = 2.0**-9
+BFLOAT16_ROUNDING = 2.0**-8
 FLOAT32_ROUNDING = 2.0**-24
 SLACK = 2.0**-15
 """Many times what the float32 steps around the product can be wrong by."""
@@ -42,7 +42,7 @@ class Tile(NamedTuple):
 
     row: int
     column: int
-    product: Tensor  # (R, C), both multiples of 16; the score of a pair is this plus the product of their `along`
+    score: Tensor  # (R, C), both multiples of 16, of any real type; overwritten by the next tile
     diagonal: bool  # whether the last R columns are the rows themselves
 
 
@@ -51,12 +51,10 @@ class Product(Protocol):
 
     Attributes:
         num_rows: N.
-        along: What adds to the score of a pair the product of both its entries (P,), with P the next multiple of 16.
-        absent: Which rows cannot be neighbours, being zero or mere padding (P,).
+        absent: Which rows cannot be neighbours, being zero or mere padding (P,), P the next multiple of 16.
     """
 
     num_rows: int
-    along: Tensor
     absent: Tensor
 
     def tiles(self) -> Iterator[Tile]:
@@ -92,43 +90,32 @@ def select_candidates(product: Product, count: int) -> Candidates:
 
 
 def _select_from_tile(lists: CandidateLists, product: Product, tile: Tile) -> None:
-    values = tile.product
-    num_rows, num_columns = values.shape
+    score = tile.score
+    num_rows, num_columns = score.shape
     rows, columns = slice(tile.row, tile.row + num_rows), slice(tile.column, tile.column + num_columns)
     if product.absent[columns].any():
-        values.masked_fill_(product.absent[columns], -torch.inf)
+        score.masked_fill_(product.absent[columns], -torch.inf)
     if tile.diagonal:
-        values[:, -num_rows:].fill_diagonal_(-torch.inf)
-    row_along, column_along = product.along[rows], product.along[columns]
+        score[:, -num_rows:].fill_diagonal_(-torch.inf)
 
-    by_row = values.unflatten(1, (GROUP, -1))
-    largest = _largest(values, dim=1).float()
-    ends = column_along.view(GROUP, -1)
-    one, other = torch.outer(row_along, ends.amax(dim=0)), torch.outer(row_along, ends.amin(dim=0))
+    largest = _largest(score, dim=1).float()
     if tile.column == 0 and largest.size(1) >= lists.count:
-        # Each group has a score of at least this: together they are the first cut of rows that know nobody yet.
-        known = largest + torch.minimum(one, other)
-        lists.raise_cut(rows, known.topk(lists.count, dim=1).values[:, -1])
+        # Each group has a score that high: together they are the first cut of rows that know nobody yet.
+        lists.raise_cut(rows, largest.topk(lists.count, dim=1).values[:, -1])
     cut = lists.cut[rows]
-    row, start = _positions(largest + torch.maximum(one, other) >= cut[:, None])
-    score = by_row[row, :, start].float() + row_along[row, None] * ends.T[start]
-    group, member = _positions((score >= cut[row, None]) & (score > -torch.inf))
-    row, column = row[group], start[group] + member * by_row.size(2)
-    lists.add(row + tile.row, column + tile.column, score[group, member])
+    row, start = _positions(largest >= cut[:, None])
+    found = score.unflatten(1, (GROUP, -1))[row, :, start].float()
+    group, member = _positions((found >= cut[row, None]) & (found > -torch.inf))
+    lists.add(row[group] + tile.row, start[group] + member * largest.size(1) + tile.column, found[group, member])
 
     if tile.diagonal:  # These pairs are in the tile twice.
-        values, column_along = values[:, :-num_rows], column_along[:-num_rows]
-        columns = slice(columns.start, columns.stop - num_rows)
-    by_column = values.unflatten(0, (GROUP, -1))
-    largest = _largest(values, dim=0).float()
-    ends = row_along.view(GROUP, -1)
-    one, other = torch.outer(ends.amax(dim=0), column_along), torch.outer(ends.amin(dim=0), column_along)
+        score, columns = score[:, :-num_rows], slice(columns.start, columns.stop - num_rows)
+    largest = _largest(score, dim=0).float()
     cut = lists.cut[columns]
-    start, column = _positions(largest + torch.maximum(one, other) >= cut)
-    score = by_column[:, start, column].T.float() + ends.T[start] * column_along[column, None]
-    group, member = _positions((score >= cut[column, None]) & (score > -torch.inf))
-    row, column = start[group] + member * by_column.size(1), column[group]
-    lists.add(column + tile.column, row + tile.row, score[group, member])
+    start, column = _positions(largest >= cut)
+    found = score.unflatten(0, (GROUP, -1))[:, start, column].T.float()
+    group, member = _positions((found >= cut[column, None]) & (found > -torch.inf))
+    lists.add(column[group] + tile.column, start[group] + member * largest.size(0) + tile.row, found[group, member])
 
 
 def _largest(values: Tensor, dim: int) -> Tensor:
@@ -181,7 +168,8 @@ class RowProduct:
             + 2 * self.num_features * FLOAT32_ROUNDING * whole * whole.max()
             + SLACK
         )
-        self._reach = self.along.abs() * self.along.abs().max()
+        present = self.along[~self.absent]
+        self._ends = torch.stack([present.min(), present.max()]) if len(present) else self.along[:2]
 
     def error(self, row: Tensor | slice, score: Tensor) -> Tensor:
         """The most by which a score near ``score`` (R,) of some rows can be wrong (R,)."""
@@ -189,11 +177,15 @@ class RowProduct:
         if self._dtype == torch.float32:
             return error
         # The product itself is rounded when it is written; it is the score less what the common direction gives.
-        return error + BFLOAT16_ROUNDING * 1.01 * (score.abs() + self._reach[row] + 4 * error)
+        ends = (score[:, None] - self.along[row, None] * self._ends).abs().amax(dim=1)
+        return error + BFLOAT16_ROUNDING * 1.01 * (ends + 4 * error)
 
     def tiles(self) -> Iterator[Tile]:
         """Tiles that hold every pair once."""
-        buffer = torch.empty(_TILE_ROWS * (_TILE_COLUMNS + _TILE_ROWS), dtype=self._dtype, device=self._device)
+        size = _TILE_ROWS * (_TILE_COLUMNS + _TILE_ROWS)
+        product = torch.empty(size, dtype=self._dtype, device=self._device)
+        # Without a common direction a score is its product, and need not be written again.
+        score = torch.empty(size, device=self._device) if self._direction.any() else product
         for start in self._starts:
             for other in self._starts[: self._starts.index(start) + 1]:
                 panel, base = self._load(start, keep=other), self._load(other, keep=start)
@@ -204,9 +196,14 @@ class RowProduct:
                         until = min(column + _TILE_COLUMNS, stop)
                         if start == other and stop - until < len(block):
                             until = stop  # The square of the rows themselves is not divided.
-                        product = buffer[: len(block) * (until - column)].view(len(block), until - column)
-                        _multiply(block, base[column:until], product)
-                        yield Tile(start + row, other + column, product, start == other and until == stop)
+                        shape = len(block), until - column
+                        into, scored = (part[: shape[0] * shape[1]].view(shape) for part in (product, score))
+                        _multiply(block, base[column:until], into)
+                        first, second = start + row, other + column
+                        if score is not product:
+                            along = self.along[first : first + shape[0]], self.along[second : second + shape[1]]
+                            torch.addr(scored.copy_(into), *along, out=scored)
+                        yield Tile(first, second, scored, start == other and until == stop)
                         if until == stop:
                             break
 
