@@ -18,6 +18,7 @@ from dream_pyg.errors import (
     DreamPygError,
     Interrupted,
     ResumeError,
+    SearchError,
     StoreError,
     TrainingError,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "ResumeError",
     "Run",
     "RunConfig",
+    "SearchError",
     "StoreError",
     "StoredGraph",
     "TrainResult",

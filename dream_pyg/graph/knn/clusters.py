@@ -1,15 +1,18 @@
 r"""All-kNN by clusters: k-means, then every cluster against all rows that are near it, by one matrix product.
 
-This is an inverted file turned round. A row is looked for in the p clusters whose centroids are nearest to it; since all
-rows ask, a cluster is multiplied once with all the rows that come to it, and nothing is ever looked up one by one.
+This is an inverted file turned round. A row is looked for in the p clusters whose centroids are nearest to it; since
+all rows ask, a cluster is multiplied with all the rows that come to it at once, and nothing is looked up one by one.
 
-A score in bfloat16 has eight bits. Two more columns subtract each row's cut, the lowest score in its list so far, within
-the product and before it is rounded: the bits are spent on the difference, and whatever can enter the list is positive.
+A score in bfloat16 has eight bits. Two more columns subtract each row's cut, the lowest score in its list so far,
+within the product and before it is rounded: the bits are spent on the difference, and whatever can enter the list is
+positive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -28,9 +31,9 @@ _TRAINING_ROWS_PER_CLUSTER = 48
 _LARGEST = 4
 """Clusters of more than this many times the mean size are divided, so that many equal rows do not cost their square."""
 _FEWEST_DIVIDED = 512
-_QUERIES_AT_ONCE = 1 << 17
-_TILE_SCORES = 1 << 22
-_BLOCK_BYTES = 32 << 20
+_QUERIES_AT_ONCE = 1 << 16
+_TILE_SCORES = 1 << 20
+_BLOCK_BYTES = 16 << 20
 _COLUMN_ALIGNMENT = 32
 _COARSE = 2.0**-8
 """By how much a cosine may be wrong in bfloat16."""
@@ -87,11 +90,15 @@ class ClusterIndex:
         result = np.full((len(wanted), width), -1, dtype=np.int64)
         order = np.argsort(self._place[wanted], kind="stable")
         order = order[np.searchsorted(self._place[wanted[order]], 0) :]  # without rows of zeros
-        starts = range(0, len(order), _QUERIES_AT_ONCE)
-        shown = progress(starts, f"kNN of {self._what}") if len(wanted) == self._num_rows else starts
-        for start in shown:
-            block = order[start : start + _QUERIES_AT_ONCE]
+        blocks = [order[start : start + _QUERIES_AT_ONCE] for start in range(0, len(order), _QUERIES_AT_ONCE)]
+
+        def search(block: NDArray[np.int64]) -> None:
             result[block] = self._search_block(self._place[wanted[block]], count, width, effort)
+
+        with _threads_of_one() as pool:
+            done = pool.map(search, blocks)
+            for _ in progress(done, f"kNN of {self._what}", total=len(blocks)):
+                pass
         return result
 
     def _search_block(self, place: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
@@ -113,11 +120,11 @@ class ClusterIndex:
 
     def _nearest(self, place: NDArray[np.int64], effort: int) -> NDArray[np.int64]:
         """The clusters whose centroids are nearest to some rows (Q, effort)."""
-        near = np.empty((len(place), effort), dtype=np.int32)
+        near: NDArray[np.int64] = np.empty((len(place), effort), dtype=np.int64)
         step = max(1, _TILE_SCORES // len(self._centroid))
         for first in range(0, len(place), step):
             query = self._take(place[first : first + step])[:, : self._num_features]
-            near[first : first + step] = _product(query, self._centroid).topk(effort, dim=1).indices.numpy()
+            near[first : first + step] = (query @ self._centroid.T).topk(effort, dim=1).indices.numpy()
         return near
 
     def _visit(
@@ -134,14 +141,14 @@ class ClusterIndex:
             own = torch.from_numpy(place[part] - span.start) if first else None
             if own is not None and len(columns) > lists.width:
                 left[:, self._num_features :] = 0
-                score = _product(left, columns).float()
+                score = (left @ columns.T).float()
                 score[torch.arange(len(part)), own] = _BELOW_ALL
                 lists.cut[row] = score.topk(lists.width, dim=1).values[:, -1] - _COARSE
             cut = lists.cut[row]
             high = cut.to(self._dtype)
             low = (cut - high).to(self._dtype)
             left[:, self._num_features], left[:, self._num_features + 1] = -high, -low
-            score = _product(left, columns)
+            score = left @ columns.T
             if own is not None:
                 score[torch.arange(len(part)), own] = -1
             lists.merge(row, _positive(score), score, high.float() + low.float(), span.start)
@@ -172,17 +179,27 @@ class ClusterIndex:
         kmeans.train(sample)
         return np.asarray(kmeans.centroids)
 
-    def _unit_blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, self._num_rows, self._step):
+    def _for_blocks(self, work: Callable[[slice, Tensor], None], description: str) -> None:
+        """Give blocks of unit rows to some threads."""
+
+        def load(start: int) -> None:
             block = unit_rows(self._rows.take(start, start + self._step), np.float32)
-            yield slice(start, start + len(block)), torch.from_numpy(block)
+            work(slice(start, start + len(block)), torch.from_numpy(block))
+
+        starts = range(0, self._num_rows, self._step)
+        with _threads_of_one() as pool:
+            for _ in progress(pool.map(load, starts), f"{description} {self._what}", total=len(starts)):
+                pass
 
     def _assign(self, centroid: Tensor) -> NDArray[np.int64]:
         """The cluster of each row (N,), -1 for rows of zeros."""
         label = np.empty(self._num_rows, dtype=np.int64)
-        for span, block in progress(self._unit_blocks(), f"clusters of {self._what}"):
-            nearest = _product(block.to(self._dtype), centroid).argmax(dim=1)
+
+        def work(span: slice, block: Tensor) -> None:
+            nearest = (block.to(self._dtype) @ centroid.T).argmax(dim=1)
             label[span] = torch.where(block.any(dim=1), nearest, -1).numpy()
+
+        self._for_blocks(work, "clusters of")
         return label
 
     def _store(self) -> Tensor:
@@ -191,10 +208,13 @@ class ClusterIndex:
         dtype = torch.bfloat16 if self._dtype == torch.bfloat16 else torch.float16
         stored = torch.zeros(len(self._id), padded, dtype=dtype)
         stored[:, self._num_features : self._num_features + 2] = 1
-        for span, block in self._unit_blocks():
+
+        def work(span: slice, block: Tensor) -> None:
             place = torch.from_numpy(self._place[span])
             present = place >= 0
             stored[place[present], : self._num_features] = block[present].to(dtype)
+
+        self._for_blocks(work, "reading")
         return stored
 
 
@@ -241,7 +261,10 @@ def cluster_bytes(num_rows: int, num_features: int, width: int) -> int:
     num_clusters = _CLUSTERS_PER_SQRT * num_rows**0.5
     training = 2 * 4 * num_features * min(num_rows, _TRAINING_ROWS_PER_CLUSTER * num_clusters)
     stored = num_rows * (2 * (num_features + _COLUMN_ALIGNMENT) + 24)
-    return int(max(training, stored + 16 * width * min(num_rows, _QUERIES_AT_ONCE)) + 8 * num_rows * width)
+    return int(
+        max(training, stored + 16 * width * min(num_rows, _QUERIES_AT_ONCE * torch.get_num_threads()))
+        + 8 * num_rows * width
+    )
 
 
 def _divide(size: NDArray[np.int64], centroid: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -262,10 +285,18 @@ def _grouped(label: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
         yield int(value), where
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    if left.dtype == torch.float32:
-        return torch.from_numpy(left.numpy() @ right.numpy().T)
-    return left @ right.T
+@contextmanager
+def _threads_of_one() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as PyTorch has, each of which computes alone.
+
+    Results do not depend on their number, and no thread waits for the others after every step.
+    """
+    num_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(num_threads)  # PyTorch also keeps the number for threads to come.
 
 
 def _positive(score: Tensor) -> NDArray[np.int64]:
