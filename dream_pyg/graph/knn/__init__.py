@@ -16,7 +16,6 @@ from dream_pyg.graph.knn.approximate import approximate_candidates
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.choice import ENGINES, ChosenEngine, Engine, check_memory, choose_engine
 from dream_pyg.graph.knn.exact import exact_candidates
-from dream_pyg.graph.knn.faiss_indices import FEWEST_ROWS
 from dream_pyg.graph.knn.flat import flat_candidates
 from dream_pyg.graph.knn.refine import rank_candidates, search_in_double
 from dream_pyg.graph.knn.report import FoundNeighbors, SearchReport
@@ -24,6 +23,9 @@ from dream_pyg.graph.knn.rows import ArrayRows, Rows
 from dream_pyg.graph.processor import has_bfloat16_units
 
 __all__ = ["ENGINES", "ArrayRows", "Candidates", "Engine", "FoundNeighbors", "Rows", "SearchReport", "cosine_knn"]
+
+_FEWEST_ROWS, _FEWEST_ROWS_PER_NEIGHBOR = 256, 8
+"""With fewer, nothing is gained by leaving any out, and NN-descent cannot begin."""
 
 
 def cosine_knn(
@@ -55,8 +57,8 @@ def cosine_knn(
         what: What the rows are, for the progress bar and errors.
 
     Returns:
-        Neighbours (N, K), the most similar first; of ties those with lower ids. ``-1`` fills rows that have fewer. Their
-        ``report`` says how they were found.
+        Neighbours (N, K), the most similar first; of ties those with lower ids. ``-1`` fills rows that have fewer.
+        Their ``report`` says how they were found.
 
     Raises:
         ConfigError: If K is not between 1 and N - 1 (N with self), or ``min_recall`` not above 0 and at most 1.
@@ -103,7 +105,7 @@ def _candidates(
     if engine == "exact":
         dtype = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
         return exact_candidates(rows, count, dtype=dtype, device=device), SearchReport(engine)
-    if engine == "flat" or _num_present(rows, FEWEST_ROWS) < FEWEST_ROWS:
+    if engine == "flat" or not _has_rows(rows, max(_FEWEST_ROWS, _FEWEST_ROWS_PER_NEIGHBOR * count)):
         return flat_candidates(rows, count, what=what), SearchReport("flat")
     dtype = torch.bfloat16 if has_bfloat16_units(torch.device("cpu")) else torch.float32
     found = approximate_candidates(rows, count, engine, min_recall=min_recall, dtype=dtype, what=what)
@@ -112,11 +114,11 @@ def _candidates(
     )
 
 
-def _num_present(rows: Rows, enough: int) -> int:
-    """How many rows differ from zero; counting ends once there are enough."""
+def _has_rows(rows: Rows, enough: int) -> bool:
+    """Whether at least so many rows differ from zero."""
     number, step = 0, 1024
     for start in range(0, rows.shape[0], step):
         number += int(rows.take(start, start + step).any(axis=1).sum())
         if number >= enough:
-            break
-    return number
+            return True
+    return False

@@ -104,18 +104,19 @@ class ClusterIndex:
     def _search_block(self, place: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
         lists = _Lists(len(place), width)
         own = np.searchsorted(self._start, place, side="right") - 1
-        for cluster, query in _grouped(own):
-            self._visit(lists, place, query, cluster, first=True)
-        active, searched = np.arange(len(place)), 1
-        while len(active) and searched < len(self._centroid):
+        active = np.arange(len(place))
+        while len(active):
+            for cluster, query in _grouped(own[active]):
+                self._visit(lists, place, active[query], cluster, first=True)
             near = self._nearest(place[active], min(effort, len(self._centroid)))
             row, slot = np.nonzero(near != own[active, None])
-            fresh = slot >= searched if searched > 1 else slice(None)
-            row, slot = row[fresh], slot[fresh]
             for cluster, pair in _grouped(near[row, slot]):
                 self._visit(lists, place, active[row[pair]], cluster)
-            searched, effort = effort, 2 * effort
-            active = active[lists.score.numpy()[active, min(count, width) - 1] == -np.inf]
+            if effort >= len(self._centroid):
+                break
+            active = active[lists.score[active, count - 1].numpy() == -np.inf]
+            effort *= 2
+            lists.clear(active)
         return np.where(lists.score.numpy() > -np.inf, self._id[lists.place.numpy()], -1)
 
     def _nearest(self, place: NDArray[np.int64], effort: int) -> NDArray[np.int64]:
@@ -226,6 +227,11 @@ class _Lists:
         self.score = torch.full((num_queries, width), -torch.inf)
         self.place = torch.zeros((num_queries, width), dtype=torch.int32)
         self.cut = torch.full((num_queries,), _BELOW_ALL)
+
+    def clear(self, row: NDArray[np.int64]) -> None:
+        """Forget what some rows have found."""
+        self.score[row] = -torch.inf
+        self.cut[row] = _BELOW_ALL
 
     def merge(self, row: Tensor, position: NDArray[np.int64], score: Tensor, shift: Tensor, first: int) -> None:
         """Put scores (R, C) at some positions, ascending, into the lists of some rows (R,).
