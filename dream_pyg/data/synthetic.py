@@ -299,7 +299,7 @@ def make_clustered_features(
     hidden_width = 4 * intrinsic_dim
     centre = generator.standard_normal((num_clusters, intrinsic_dim))
     inner = generator.standard_normal((intrinsic_dim, hidden_width)) / math.sqrt(intrinsic_dim)
-    outer = generator.standard_normal((hidden_width, num_features)) / math.sqrt(hidden_width)
+    outer = generator.standard_normal((hidden_width, num_features)).astype(np.float32) / math.sqrt(hidden_width)
     share = 1 / np.sqrt(1 + np.arange(num_clusters))
     share /= share.sum()
     block = max(1, _BLOCK_CELLS // num_features)
@@ -310,7 +310,7 @@ def make_clustered_features(
             size = min(block, num_rows - start)
             point = centre[generator.choice(num_clusters, size, p=share)]
             point += _CLUSTER_SPREAD * generator.standard_normal((size, intrinsic_dim))
-            rows = (np.tanh(point @ inner) @ outer).astype(np.float32)
+            rows = np.tanh((point @ inner).astype(np.float32)) @ outer
             rows += np.float32(_FULL_NOISE) * generator.standard_normal(rows.shape, dtype=np.float32)
             stream.write(rows.astype("<f2").tobytes())
     return Path(path)
