@@ -19,6 +19,7 @@ from dream_pyg.errors import (
     DreamPygError,
     Interrupted,
     ResumeError,
+    SearchError,
     StoreError,
     TrainingError,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Scorer",
+    "SearchError",
     "StoreError",
     "StoredGraph",
     "TrainResult",

@@ -25,6 +25,10 @@ class ResumeError(DreamPygError):
     """A run cannot be continued with what was given."""
 
 
+class SearchError(DreamPygError):
+    """A search of neighbours cannot be as good as was asked for, or memory does not suffice for it."""
+
+
 class TrainingError(DreamPygError):
     """Training cannot go on: a loss is no longer finite, or nothing can be learned from the graph."""
 

@@ -24,6 +24,7 @@ from dream_pyg import DatasetConfig, StoreError, build_store, load_graph, load_r
 from dream_pyg.data.files import load_tensors
 from dream_pyg.errors import DreamPygError, ResumeError
 from dream_pyg.graph import store
+from dream_pyg.graph.knn import choice
 from dream_pyg.graph.store import read_info
 from dream_pyg.training.checkpoint import load_checkpoint
 
@@ -169,6 +170,9 @@ def test_unusable_data(command: Command, shop: Path, tmp_path: Path, damage: Dam
     [
         (["-k", "40"], ("between 1 and", "got 40")),
         (["-k", "0"], ("got 0",)),
+        (["--engine", "fast"], ("--engine", "'fast'", "nndescent")),
+        (["--min-recall", "0"], ("--min-recall",)),
+        (["--min-recall", "1.01"], ("--min-recall",)),
         (["--without", "imag"], ("'imag'", "'image'")),
         (["--split-seed", "-1"], ("split.seed",)),
         (["--features", "Image=image.npy"], ("'Image'",)),
@@ -186,6 +190,12 @@ def test_the_largest_number_of_neighbors_is_one_less_than_there_are_items(comman
     assert command("build-graph", shop, "-k", 39, "--no-user-graphs", "--out", tmp_path / "graph").exit_code == 0
     with refusal(tmp_path, 2, "between 1 and 39 for 40 items by image (got 40)") as results:
         results.append(command("build-graph", shop, "-k", 40, "--no-user-graphs", "--out", tmp_path / "other"))
+
+
+def test_too_little_memory_for_a_search(command: Command, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(choice, "available_bytes", lambda: 1 << 20)
+    with refusal(tmp_path, 1, "items by image", "0.0 GiB are free", "Free some memory") as results:
+        results.append(command("build-graph", shop, "--out", tmp_path / "graph"))
 
 
 # Configuration

@@ -11,6 +11,7 @@ import click
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.data.dataset import DatasetConfig
 from dream_pyg.errors import ConfigError
+from dream_pyg.graph.knn import ENGINES, SearchReport
 from dream_pyg.graph.schema import SPLITS
 from dream_pyg.graph.store import StoredGraph, build_store
 
@@ -19,6 +20,7 @@ Examples:
   dream-pyg build-graph datasets/baby --data-dir ~/data/baby --out graphs/baby
   dream-pyg build-graph clicks.csv --user-column uid --item-column sku \\
       --features image=image.parquet --features text=text.parquet --split random --out graphs/mine
+  dream-pyg build-graph datasets/catalogue --engine clusters --min-recall 0.95 --out graphs/catalogue
 """
 
 
@@ -50,13 +52,28 @@ Examples:
 )
 @click.option("--include-self", is_flag=True, help="Count a node as one of its own neighbours.")
 @click.option("--user-graphs/--no-user-graphs", default=True, show_default=True, help="Build user-user graphs.")
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="auto",
+    show_default=True,
+    help="How neighbours are searched: exact and flat find all; clusters, ivf, hnsw and nndescent nearly all, and "
+    "measure how many; auto is exact, or clusters where that would take more than a few minutes.",
+)
+@click.option(
+    "--min-recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.98,
+    show_default=True,
+    help="Share of the true neighbours that an approximate engine must find.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a store of other inputs or parameters.")
 @format_option
 def build_graph(source: Path, out: Path, data_dir: Path | None, output_format: str, **options: Any) -> None:
     """Build the graph store of SOURCE: a folder with a dataset.toml, that file, or an interaction file.
 
-    Reads interactions and features, finds the k nearest items and users by cosine for every modality with faiss, and
-    writes everything once. Run again with the same inputs and parameters, it reuses what is there.
+    Reads interactions and features, finds the k nearest items and users by cosine for every modality, and writes
+    everything once. Run again with the same inputs and parameters, it reuses what is there.
     """
     started = time.perf_counter()
     config = _dataset_config(source, options)
@@ -67,6 +84,8 @@ def build_graph(source: Path, out: Path, data_dir: Path | None, output_format: s
         num_neighbors=options["num_neighbors"],
         include_self=options["include_self"],
         user_graphs=options["user_graphs"],
+        engine=options["engine"],
+        min_recall=options["min_recall"],
         overwrite=options["overwrite"],
     )
     summary = _summary(stored, reused, time.perf_counter() - started)
@@ -110,6 +129,7 @@ def _summary(stored: StoredGraph, reused: bool, seconds: float) -> dict[str, Any
         "seconds": round(seconds, 2),
         **{key: value for key, value in counts.items() if key != "edges"},
         **{f"edges {edge_type}": count for edge_type, count in counts["edges"].items()},
+        **{f"search {edge_type}": str(SearchReport(**report)) for edge_type, report in stored.info["knn"].items()},
         **{key.replace("_", " "): value for key, value in stored.info["report"].items() if key not in counted},
         "fingerprint": stored.fingerprint[:12],
     }

@@ -17,7 +17,7 @@ import polars as pl
 import tomli_w
 from numpy.typing import NDArray
 
-from dream_pyg.data.files import atomic_directory
+from dream_pyg.data.files import atomic_directory, atomic_path
 from dream_pyg.errors import ConfigError, StoreError
 
 Floats = NDArray[np.floating[Any]]
@@ -52,6 +52,9 @@ _ZIPF_EXPONENT = 0.3  # of the popularity that is independent of taste; the obse
 _FEATURE_NOISE = 0.4  # standard deviation, the signal's being 1
 _WEAK_SHARE = 0.5  # how loudly an image speaks of the genre, and a text of the style
 _FEATURE_GAIN = 1.5  # drives tanh into its bend, so that no linear map recovers the latent exactly
+
+_CLUSTER_SPREAD = 0.5  # standard deviation of a cluster's points, that of the centres being 1
+_FULL_NOISE = 0.05
 
 _FEWEST_INTERACTIONS = 5  # of one user, as in the 5-core data sets of the field
 _LONGEST_HISTORY = 5  # times the mean
@@ -263,6 +266,54 @@ def make_synthetic(
     with atomic_directory(directory) as temporary:
         _write(catalogue, temporary, seed)
     return directory / "dataset.toml"
+
+
+def make_clustered_features(
+    path: str | Path, num_rows: int, num_features: int, *, num_clusters: int, intrinsic_dim: int = 16, seed: int = 0
+) -> Path:
+    """Write features like those of a large catalogue: in clusters of unequal size, near a surface of few dimensions.
+
+    A row is a point of a Gaussian mixture in ``intrinsic_dim`` dimensions, mapped by a random two-layer net, with a
+    little noise in all features. Memory holds one block of rows.
+
+    Args:
+        path: The ``.npy`` file to write, float16 (N, F).
+        num_rows: N.
+        num_features: F.
+        num_clusters: Of the mixture; their sizes fall as the square root of their rank.
+        intrinsic_dim: How many dimensions the points have before they are mapped.
+        seed: Any integer from 0.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ConfigError: If a size is out of range.
+        StoreError: If ``path`` cannot be written.
+    """
+    for name, value in (("num_rows", num_rows), ("num_features", num_features), ("num_clusters", num_clusters)):
+        _check_integer(name, value, 1)
+    _check_integer("intrinsic_dim", intrinsic_dim, 1)
+    _check_integer("seed", seed, 0)
+    generator = np.random.default_rng(seed)
+    hidden_width = 4 * intrinsic_dim
+    centre = generator.standard_normal((num_clusters, intrinsic_dim))
+    inner = generator.standard_normal((intrinsic_dim, hidden_width)) / math.sqrt(intrinsic_dim)
+    outer = generator.standard_normal((hidden_width, num_features)).astype(np.float32) / math.sqrt(hidden_width)
+    share = 1 / np.sqrt(1 + np.arange(num_clusters))
+    share /= share.sum()
+    block = max(1, _BLOCK_CELLS // num_features)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (num_rows, num_features)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, num_rows, block):
+            size = min(block, num_rows - start)
+            point = centre[generator.choice(num_clusters, size, p=share)]
+            point += _CLUSTER_SPREAD * generator.standard_normal((size, intrinsic_dim))
+            rows = np.tanh((point @ inner).astype(np.float32)) @ outer
+            rows += np.float32(_FULL_NOISE) * generator.standard_normal(rows.shape, dtype=np.float32)
+            stream.write(rows.astype("<f2").tobytes())
+    return Path(path)
 
 
 def _write(catalogue: SyntheticCatalogue, directory: Path, seed: int) -> None:

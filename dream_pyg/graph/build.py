@@ -9,12 +9,13 @@ from torch_geometric.data import HeteroData
 from dream_pyg.data.dataset import Dataset
 from dream_pyg.data.features import FeatureMatrix, Neighbors
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
-from dream_pyg.graph.knn import MeanRows, cosine_knn
+from dream_pyg.graph.knn import Engine, MeanRows, Rows, SearchReport, cosine_knn
 from dream_pyg.graph.schema import (
     INTERACTS,
     ITEM,
     SPLITS,
     USER,
+    EdgeType,
     count_name,
     feature_name,
     knn_edge,
@@ -25,7 +26,14 @@ from dream_pyg.graph.schema import (
 
 
 def build_graph(
-    dataset: Dataset, *, num_neighbors: int = 10, include_self: bool = False, user_graphs: bool = True
+    dataset: Dataset,
+    *,
+    num_neighbors: int = 10,
+    include_self: bool = False,
+    user_graphs: bool = True,
+    engine: Engine = "auto",
+    min_recall: float = 0.98,
+    reports: dict[EdgeType, SearchReport] | None = None,
 ) -> HeteroData:
     """Build the user-item graph and the relation graphs of every modality (DREAM, arXiv 2404.11119, Eq. 1 and 5).
 
@@ -37,13 +45,31 @@ def build_graph(
         num_neighbors: K of every relation graph that is searched here.
         include_self: Whether a node counts as one of its own K neighbours.
         user_graphs: Whether user-user graphs are built as well.
+        engine: How neighbours are searched; see :func:`dream_pyg.graph.knn.cosine_knn`.
+        min_recall: The share of the true neighbours that an approximate engine has to find at least.
+        reports: Takes what each search tells of itself, by edge type.
 
     Returns:
         The graph; see :mod:`dream_pyg.graph.schema` for its names.
 
     Raises:
         ConfigError: If ``num_neighbors`` does not fit the number of items or users.
+        SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
     """
+
+    def search(rows: Rows, node: str, modality: str) -> Neighbors:
+        found = cosine_knn(
+            rows,
+            num_neighbors,
+            include_self=include_self,
+            engine=engine,
+            min_recall=min_recall,
+            what=f"{node}s by {modality}",
+        )
+        if reports is not None:
+            reports[knn_edge(node, modality)] = found.report
+        return found
+
     interactions = dataset.interactions
     graph = HeteroData()
     graph[USER].num_nodes = interactions.num_users
@@ -56,21 +82,10 @@ def build_graph(
         if modality.features is not None:
             _add_features(graph, name, modality.features)
             if neighbors is None:
-                neighbors = cosine_knn(
-                    modality.features,
-                    num_neighbors,
-                    include_self=include_self,
-                    what=f"items by {name}",
-                )
+                neighbors = search(modality.features, ITEM, name)
             if user_graphs:
                 user_features = MeanRows(interactions.pairs("train"), interactions.num_users, modality.features)
-                user_neighbors = cosine_knn(
-                    user_features,
-                    num_neighbors,
-                    include_self=include_self,
-                    what=f"users by {name}",
-                )
-                add_relation_edges(graph, USER, name, user_neighbors)
+                add_relation_edges(graph, USER, name, search(user_features, USER, name))
         if neighbors is not None:
             add_relation_edges(graph, ITEM, name, neighbors)
     return graph

@@ -2,7 +2,8 @@
 
 Layout::
 
-    graph.json            format version, fingerprint, counts, parameters, inputs, checksums, versions, timings
+    graph.json            format version, fingerprint, counts, parameters, inputs, checksums, versions, timings,
+                          and of each search its engine, parameters and recall
     edges.safetensors     labels of each split; relation graphs with weight and similarity
     features.safetensors  feature matrices, masks, norms and counts
     users.parquet         external id of each user, in row order
@@ -38,7 +39,8 @@ from dream_pyg.data.files import (
 from dream_pyg.errors import StoreError
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
-from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
+from dream_pyg.graph.knn import Engine, SearchReport
+from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, EdgeType, label_name
 
 FORMAT_VERSION = 1
 INFO, EDGES, FEATURES, USERS, ITEMS = (
@@ -64,7 +66,11 @@ class StoredGraph:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies inputs, parameters and format: equal fingerprints mean equal graphs."""
+        """Identifies inputs, parameters and format.
+
+        Equal fingerprints mean equal graphs; but a search that ``info["knn"]`` tells to be approximate may have found
+        slightly different neighbours on another machine.
+        """
         return str(self.info["fingerprint"])
 
     @property
@@ -81,6 +87,8 @@ def build_store(
     num_neighbors: int = 10,
     include_self: bool = False,
     user_graphs: bool = True,
+    engine: Engine = "auto",
+    min_recall: float = 0.98,
     overwrite: bool = False,
 ) -> tuple[StoredGraph, bool]:
     """Build a dataset's graph into ``path``, or reuse what was built there from the same inputs and parameters.
@@ -92,6 +100,8 @@ def build_store(
         num_neighbors: K of every relation graph that is searched.
         include_self: Whether a node counts as one of its own K neighbours.
         user_graphs: Whether user-user graphs are built.
+        engine: How neighbours are searched; see :func:`dream_pyg.graph.knn.cosine_knn`.
+        min_recall: The share of the true neighbours that an approximate engine has to find at least.
         overwrite: Whether a store of other inputs or parameters may be replaced.
 
     Returns:
@@ -100,12 +110,15 @@ def build_store(
     Raises:
         StoreError: If ``path`` holds something else and ``overwrite`` is off, or cannot be written.
         DataError: If an input is unusable.
+        SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
     """
     path = Path(path)
     parameters: dict[str, Any] = {
         "num_neighbors": num_neighbors,
         "include_self": include_self,
         "user_graphs": user_graphs,
+        "engine": engine,
+        "min_recall": min_recall,
     }
     inputs = describe_inputs(config, data_dir)
     fingerprint = _fingerprint(config, inputs, parameters)
@@ -117,7 +130,8 @@ def build_store(
     started = time.perf_counter()
     dataset = load_dataset(config, data_dir)
     read = time.perf_counter()
-    graph = build_graph(dataset, **parameters)
+    reports: dict[EdgeType, SearchReport] = {}
+    graph = build_graph(dataset, **parameters, reports=reports)
     built = time.perf_counter()
     info = {
         "format_version": FORMAT_VERSION,
@@ -128,6 +142,7 @@ def build_store(
         "inputs": inputs,
         "counts": _counts(graph),
         "report": dict(dataset.report),
+        "knn": {" ".join(edge_type): report.to_dict() for edge_type, report in reports.items()},
         "seconds": {"read": round(read - started, 3), "build": round(built - read, 3)},
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from dream_pyg import load_graph
+from dream_pyg import load_graph, make_synthetic
 
 Command = Callable[..., Result]
 LABELS = ("train_edge_label_index", "valid_edge_label_index", "test_edge_label_index")
@@ -189,6 +189,33 @@ def test_other_parameters_are_refused_until_overwrite(command: Command, shop: Pa
     assert replaced["fingerprint"] in refused.stderr
     assert load_graph(out).info["parameters"]["num_neighbors"] == 4
     assert [path.name for path in tmp_path.iterdir()] == ["graph"]
+
+
+def test_engines_and_what_they_tell(command: Command, tmp_path: Path):
+    shop = make_synthetic(tmp_path / "shop", num_users=300, num_items=600, num_genres=8, num_styles=8).parent
+    arguments = ["build-graph", shop, "--without", "image", "-k", 5, "--format", "json"]
+    exact = command(*arguments, "--out", tmp_path / "exact")
+    assert "kNN of items by text: exact for 600 x 64" in exact.stderr
+    assert summary(exact)["search item text_knn item"] == "exact"
+    clusters = [*arguments, "--engine", "clusters", "--min-recall", 0.9, "--out", tmp_path / "clusters"]
+    told = summary(command(*clusters))
+    assert told["fingerprint"] != summary(exact)["fingerprint"]
+    stored = load_graph(tmp_path / "clusters")
+    report = stored.info["knn"]["item text_knn item"]
+    assert report["engine"] == "clusters"
+    assert report["recall"] >= 0.9
+    assert report["parameters"]["min_recall"] == 0.9
+    assert report["num_measured"] > 0
+    assert report["seconds"] > 0
+    assert told["search item text_knn item"].startswith(f"clusters, recall {report['recall']:.2f}")
+    edges = [
+        set(zip(*stored.graph["item", "text_knn", "item"].edge_index.tolist(), strict=True))
+        for stored in (stored, load_graph(tmp_path / "exact"))
+    ]
+    assert len(edges[0] & edges[1]) >= 0.88 * len(edges[1])
+    again = summary(command(*clusters))
+    assert again["state"] == "reused"
+    assert again["search item text_knn item"] == told["search item text_knn item"]
 
 
 def test_overwrite_leaves_alone_what_is_no_store(command: Command, shop: Path, tmp_path: Path):

@@ -216,7 +216,17 @@ def test_verification_can_be_left_out_but_sizes_are_always_checked(shop_graph: P
 
 def test_graph_json_records_how_it_was_made(shop: Path, shop_graph: Path):
     info = read_info(shop_graph)
-    assert info["parameters"] == {"num_neighbors": 5, "include_self": False, "user_graphs": True}
+    assert info["parameters"] == {
+        "num_neighbors": 5,
+        "include_self": False,
+        "user_graphs": True,
+        "engine": "auto",
+        "min_recall": 0.98,
+    }
+    assert info["knn"].keys() == info["counts"]["edges"].keys() - {"user interacts item", "item rev_interacts user"}
+    assert {(report["engine"], report["recall"], report["num_measured"]) for report in info["knn"].values()} == {
+        ("exact", 1.0, 0)
+    }
     assert {role: entry["path"] for role, entry in info["inputs"].items()} == {
         "interactions": "interactions.csv",
         "items": "items.csv",

@@ -1,0 +1,211 @@
+"""Approximate search that says how good it is: its effort is chosen by one sample, its recall measured by another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dream_pyg.errors import SearchError
+from dream_pyg.graph.knn.candidates import Candidates
+from dream_pyg.graph.knn.clusters import ClusterIndex
+from dream_pyg.graph.knn.faiss_indices import FaissEngine, FaissIndex
+from dream_pyg.graph.knn.rows import Rows, unit_rows
+
+ApproximateEngine = Literal["clusters"] | FaissEngine
+
+logger = logging.getLogger("dream_pyg")
+NUM_CHOOSING = 500
+NUM_MEASURED = 1000
+_BLOCK_BYTES = 64 << 20
+_GATHERED_BYTES = 32 << 20
+_TIE = 2e-6
+"""Cosines that differ by less in float32 are taken as equal."""
+_AIM = 0.2
+"""Which part of the loss allowed the choice keeps in reserve, for its sample is not the one that is measured."""
+_NEXT_EFFORT = 1.5
+
+
+class Index(Protocol):
+    """Rows prepared for a search whose effort can be chosen."""
+
+    effort_name: str
+    parameters: dict[str, Any]
+
+    @property
+    def efforts(self) -> Sequence[int]:
+        """The efforts there are, rising."""
+
+    def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
+        """Ids of candidates (Q, M) for the K neighbours of some rows (Q,), -1 for none, never the row itself."""
+
+
+class Approximation(NamedTuple):
+    """Candidates of all rows and what is known of them."""
+
+    candidates: Candidates
+    parameters: dict[str, Any]
+    recall: float
+    num_measured: int
+
+
+def approximate_candidates(
+    rows: Rows,
+    count: int,
+    engine: ApproximateEngine,
+    *,
+    min_recall: float,
+    dtype: torch.dtype,
+    seed: int = 0,
+    what: str = "rows",
+) -> Approximation:
+    """Candidates for the ``count`` most similar rows of each that hold at least a share of these.
+
+    Two random samples are searched exhaustively. On one, the smallest effort that does is chosen; on the other, which
+    the choice has not seen, the recall is measured. If it is too low after all, the effort is raised.
+
+    Args:
+        rows: The rows (N, F).
+        count: K.
+        engine: How to search.
+        min_recall: The recall to reach.
+        dtype: In which ``clusters`` multiplies.
+        seed: Of samples and k-means.
+        what: What the rows are, for the progress bar and errors.
+
+    Raises:
+        SearchError: If no effort reaches ``min_recall``.
+    """
+    choosing, measuring = _samples(rows, count, seed)
+    index: Index
+    if engine == "clusters":
+        index = ClusterIndex(rows, dtype=dtype, seed=seed, what=what)
+    else:
+        index = FaissIndex(rows, engine, count=count, seed=seed, what=what)
+    width = max_candidates(count)
+    tried: dict[int, float] = {}
+
+    def enough(effort: int, aim: float) -> bool:
+        if effort not in tried:
+            tried[effort] = choosing.recall(rows, index.search(choosing.id, count, width, effort))
+        return tried[effort] >= aim
+
+    efforts = index.efforts
+    aim = min_recall + _AIM * (1 - min_recall)
+    position = _first(lambda at: enough(efforts[at], aim), len(efforts))
+    while True:
+        position = min(position, len(efforts) - 1)
+        effort = efforts[position]
+        if not enough(effort, min_recall):
+            reached = tried[effort]
+            break
+        found = index.search(np.arange(rows.shape[0]), count, width, effort)
+        reached = tried[effort] = measuring.recall(rows, found[measuring.id])
+        if reached >= min_recall:
+            parameters = {**index.parameters, index.effort_name: effort, "min_recall": min_recall, "seed": seed}
+            return Approximation(_unproven(rows, found, count), parameters, reached, len(measuring.id))
+        if position == len(efforts) - 1:
+            break
+        logger.info("%s: recall %.4f with %s %d, more effort", what, reached, index.effort_name, effort)
+        position = next(
+            (at for at in range(position + 1, len(efforts)) if efforts[at] >= _NEXT_EFFORT * effort), len(efforts)
+        )
+    attempts = ", ".join(f"{index.effort_name} {effort}: {recall:.4f}" for effort, recall in sorted(tried.items()))
+    others = " or ".join(f"--engine {other}" for other in ("clusters", "exact") if other != engine)
+    raise SearchError(
+        f"{engine} finds {reached:.4f} of the {count} nearest {what}, measured on a sample of {len(measuring.id):,}; "
+        f"expected a recall of at least {min_recall} (tried {attempts}). Choose {others}, or a lower --min-recall."
+    )
+
+
+def max_candidates(count: int) -> int:
+    """M, how many candidates are kept for ``count`` neighbours, so that coarse scores cannot push these out."""
+    return count + count // 2 + 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Some rows and how similar their true neighbours are."""
+
+    id: NDArray[np.int64]  # (S,)
+    cosine: NDArray[np.float32]  # (S, K), falling, -inf where there are fewer
+
+    def recall(self, rows: Rows, candidate: NDArray[np.int64]) -> float:
+        """The share of the true neighbours that are among candidates (S, M); rows as similar as they count as they."""
+        count = self.cosine.shape[1]
+        cosine = np.full((len(self.id), max(candidate.shape[1], count)), -np.inf)
+        row, slot = np.nonzero(candidate >= 0)
+        step = max(1, _GATHERED_BYTES // (8 * rows.shape[1]))
+        for first in range(0, len(row), step):
+            part = slice(first, first + step)
+            left = unit_rows(rows.take_rows(self.id[row[part]]))
+            right = unit_rows(rows.take_rows(candidate[row[part], slot[part]]))
+            cosine[row[part], slot[part]] = np.einsum("pf,pf->p", left, right)
+        found = -np.partition(-cosine, count - 1, axis=1)[:, :count]
+        true = np.isfinite(self.cosine)
+        last = np.where(true, self.cosine, np.inf).min(axis=1, initial=np.inf, keepdims=True)
+        hits = np.minimum((found >= last - _TIE).sum(axis=1), true.sum(axis=1)).sum()
+        return float(hits / true.sum()) if true.any() else 1.0
+
+
+def _samples(rows: Rows, count: int, seed: int) -> tuple[_Sample, _Sample]:
+    """Two samples without a common row, none of them of zeros: to choose by and to measure by."""
+    num_rows = rows.shape[0]
+    chosen = np.random.default_rng(seed + 2).permutation(num_rows)[: NUM_CHOOSING + NUM_MEASURED]
+    query = unit_rows(rows.take_rows(chosen), np.float32)
+    present = query.any(axis=1)
+    chosen, query = chosen[present], query[present]
+    best = _exhaustive(rows, chosen, query, count)
+    at = len(chosen) * NUM_CHOOSING // (NUM_CHOOSING + NUM_MEASURED)
+    return _Sample(chosen[:at], best[:at]), _Sample(chosen[at:], best[at:])
+
+
+def _exhaustive(rows: Rows, chosen: NDArray[np.int64], query: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The highest cosines (S, K) of some rows with all others, in float32."""
+    num_rows, num_features = rows.shape
+    best = np.full((len(chosen), count), -np.inf, dtype=np.float32)
+    step = max(1, _BLOCK_BYTES // (4 * num_features))
+    for start in range(0, num_rows, step):
+        block = unit_rows(rows.take(start, start + step), np.float32)
+        present = np.flatnonzero(block.any(axis=1))
+        if not len(present):
+            continue
+        base = np.ascontiguousarray(block[present])
+        score, found = faiss.knn(query, base, min(count + 1, len(base)), metric=faiss.METRIC_INNER_PRODUCT)
+        score[(start + present)[found] == chosen[:, None]] = -np.inf
+        best = -np.sort(-np.concatenate([best, score], axis=1), axis=1)[:, :count]
+    return best
+
+
+def _unproven(rows: Rows, found: NDArray[np.int64], count: int) -> Candidates:
+    """Lists whose engine vouches for nothing: complete by agreement where they hold K others, and else to be completed.
+
+    ``left_out`` of -inf keeps the ranking from doubting a list, and of inf has the row searched in full.
+    """
+    num_rows = rows.shape[0]
+    step = max(1, _BLOCK_BYTES // (4 * rows.shape[1]))
+    short = np.flatnonzero((found >= 0).sum(axis=1) < count)
+    left_out = np.full(num_rows, -np.inf, dtype=np.float32)
+    for first in range(0, len(short), step):
+        part = short[first : first + step]
+        left_out[part[rows.take_rows(part).any(axis=1)]] = np.inf
+    return Candidates(found, np.full(found.shape, np.inf, dtype=np.float32), left_out)
+
+
+def _first(holds: Any, size: int) -> int:
+    """The first of ``size`` positions at which a condition holds that stays true once it is, else ``size``."""
+    low, high = 0, 1
+    while high <= size and not holds(high - 1):
+        low, high = high, min(2 * high, size) if high < size else size + 1
+    if high > size:
+        return size
+    while low < high - 1:
+        middle = (low + high - 1) // 2
+        low, high = (low, middle + 1) if holds(middle) else (middle + 1, high)
+    return high - 1

@@ -1,0 +1,104 @@
+"""Which engine to search with, and whether memory suffices for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from dream_pyg.errors import SearchError
+from dream_pyg.graph.knn.approximate import ApproximateEngine, max_candidates
+from dream_pyg.graph.knn.clusters import cluster_bytes
+from dream_pyg.graph.knn.faiss_indices import faiss_bytes
+
+ChosenEngine = Literal["exact", "flat"] | ApproximateEngine
+Engine = Literal["auto"] | ChosenEngine
+ENGINES: tuple[Engine, ...] = ("auto", "exact", "flat", "clusters", "ivf", "hnsw", "nndescent")
+
+logger = logging.getLogger("dream_pyg")
+_OPERATIONS_PER_SECOND = 1.5e11
+"""What ``exact`` does on two server cores that multiply bfloat16; fixed, for the machine must not change the choice."""
+_PATIENCE_SECONDS = 300
+_WORKSPACE_BYTES = 600 << 20
+_RANKING_BYTES = 72
+"""What a candidate costs while it is ranked."""
+
+
+def choose_engine(engine: Engine, num_rows: int, num_features: int, what: str) -> ChosenEngine:
+    """The engine for a search: ``auto`` is ``exact`` as long as that takes a few minutes, and else ``clusters``.
+
+    The choice depends on the size alone, so that equal inputs make equal graphs on every machine.
+    """
+    if engine != "auto":
+        return engine
+    operations = num_rows * num_rows * num_features  # N^2 / 2 pairs, 2 F operations each
+    seconds = operations / _OPERATIONS_PER_SECOND
+    chosen: ChosenEngine = "exact" if seconds <= _PATIENCE_SECONDS else "clusters"
+    logger.info(
+        "kNN of %s: %s for %s x %s, which exactly is about %.1g operations or %s at 150 GFLOP/s (--engine to choose)",
+        what,
+        chosen,
+        f"{num_rows:,}",
+        num_features,
+        operations,
+        f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.1f} s",
+    )
+    return chosen
+
+
+def check_memory(engine: ChosenEngine, num_rows: int, num_features: int, count: int, what: str) -> None:
+    """Check before a search that memory suffices for it.
+
+    Raises:
+        SearchError: If it does not, with what would fit.
+    """
+    available = available_bytes()
+    needed = {other: needed_bytes(other, num_rows, num_features, count) for other in ENGINES if other != "auto"}
+    if available is None or needed[engine] <= available:
+        return
+    fitting = [other for other in needed if needed[other] <= available]
+    cure = f"choose --engine {' or '.join(fitting)}, which would fit" if fitting else "choose fewer neighbours"
+    raise SearchError(
+        f"kNN of {what}: {engine} needs about {_gibibytes(needed[engine])} of memory for {num_rows:,} rows of "
+        f"{num_features} features and {count} neighbours, but {_gibibytes(available)} are free. "
+        f"Free some memory, or {cure}."
+    )
+
+
+def needed_bytes(engine: ChosenEngine, num_rows: int, num_features: int, count: int) -> int:
+    """About how much memory a search takes at most, beside the rows themselves."""
+    width, index = max_candidates(count), 0
+    lists = 12 * width
+    if engine == "exact":
+        width, lists = 2 * count, 12 * (4 * count + 24)
+    elif engine == "flat":
+        width, lists = count + 2, 48 * (count + 2)
+    elif engine == "clusters":
+        index = cluster_bytes(num_rows, num_features, width)
+    else:
+        index = faiss_bytes(engine, num_rows, num_features)
+    # The index is gone by the time of the ranking.
+    return _WORKSPACE_BYTES + num_rows * lists + max(index, num_rows * _RANKING_BYTES * width)
+
+
+def available_bytes() -> int | None:
+    """How much memory this process can still take without swapping, within what its container may; None if unknown."""
+    found = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with suppress(OSError, ValueError, StopIteration):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())  # "max" where there is none
+        lines = (group / "memory.stat").read_text().splitlines()
+        found.append(limit - int(next(line for line in lines if line.startswith("anon ")).split()[1]))
+    if not found:
+        with suppress(OSError, ValueError, AttributeError):
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return max(0, min(found)) if found else None
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
