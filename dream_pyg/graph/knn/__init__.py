@@ -31,6 +31,7 @@ def cosine_knn(
     include_self: bool = False,
     engine: Engine = "exact",
     device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
     what: str = "rows",
 ) -> Neighbors:
     """The most similar rows of each row by cosine, exactly.
@@ -45,6 +46,7 @@ def cosine_knn(
         include_self: Whether a row is the first of its own K neighbours (as in FREEDOM) or excluded.
         engine: How candidates are found.
         device: Where ``exact`` multiplies.
+        dtype: In what ``exact`` multiplies; None for bfloat16 where the processor has units for it, else float32.
         what: What the rows are, for the progress bar and errors.
 
     Returns:
@@ -63,7 +65,7 @@ def cosine_knn(
     count = num_neighbors - include_self
     cosine, index = np.zeros((num_rows, 0)), np.zeros((num_rows, 0), dtype=np.int64)
     if count:
-        candidates = _candidates(rows, count, engine, torch.device(device), what)
+        candidates = _candidates(rows, count, engine, torch.device(device), dtype, what)
         cosine, index, certain = rank_candidates(rows, candidates, count)
         for chosen, found_cosine, found in search_in_double(rows, np.flatnonzero(~certain), count):
             cosine[chosen], index[chosen] = found_cosine, found
@@ -81,8 +83,11 @@ def cosine_knn(
     return Neighbors(index=index, similarity=similarity.astype(np.float32))
 
 
-def _candidates(rows: Rows, count: int, engine: Engine, device: torch.device, what: str) -> Candidates:
+def _candidates(
+    rows: Rows, count: int, engine: Engine, device: torch.device, dtype: torch.dtype | None, what: str
+) -> Candidates:
     if engine == "flat":
         return flat_candidates(rows, count, what=what)
-    dtype = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
     return exact_candidates(rows, count, dtype=dtype, device=device)
