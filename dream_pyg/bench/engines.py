@@ -164,7 +164,7 @@ def _faiss_nsg(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
     index = faiss.IndexNSGFlat(unit.shape[1], setting["R"])
     index.build_type = 1  # its graph by NNDescent and not by comparing all with all
     index.GK = setting["GK"]
-    index.nndescent_L = setting["GK"] + _NNDESCENT_OVERHANG
+    setattr(index, "nndescent_L", setting["GK"] + _NNDESCENT_OVERHANG)  # noqa: B010 - absent from its stubs
     index.add(unit)
 
     def search(length: int) -> NDArray[np.int64]:

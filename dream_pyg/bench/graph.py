@@ -32,7 +32,7 @@ class Conditions:
     Attributes:
         num_neighbors: K.
         threads: To how many threads every engine is held.
-        repeats: How often each measurement is made, each time in a fresh process.
+        repeats: How often all rows of a workload are searched, each time in a fresh process; parts of them once.
         limit: Seconds after which a run is stopped.
         min_recall: The recall at which approximate engines are compared.
         steps: How often the number of rows is halved to see how cost grows.
@@ -143,7 +143,7 @@ class _Bench:
         source: Source | None = None
         for num_rows in sizes(self.workload, self.conditions):
             reference: Path | None = None
-            for repetition in range(self.conditions.repeats):
+            for repetition in range(self.conditions.repeats if num_rows == self.workload.num_rows else 1):
                 for engine in self.engines:
                     key = self.conditions.key(self.workload, num_rows, engine.name, repetition)
                     if self.log.settled(key, self.conditions.limit):

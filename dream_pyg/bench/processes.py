@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
+
+from dream_pyg.bench.worker import do_job
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
@@ -39,66 +37,50 @@ class Outcome:
 def run_job(job: dict[str, Any], threads: int, limit: float) -> Outcome:
     """Run a job of :mod:`dream_pyg.bench.worker` in a process of its own.
 
+    The process is forked from a server that has imported what all jobs need and computed nothing.
+
     Args:
         job: What to do.
         threads: To how many threads everything is held.
         limit: Seconds for building, and for building and one search together; then the process is killed.
     """
-    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
+    # A fork inherits the environment of the server, which starts with the first job; jobs set theirs once more.
+    environment = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    os.environ.update(environment)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dream_pyg.bench.worker"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=do_job, args=({**job, "threads": threads, "environment": environment}, sender))
+    process.start()
+    sender.close()
     outcome = Outcome()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dream_pyg.bench.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True,
-        )  # fmt: skip
-        try:
-            _follow(process, {**job, "threads": threads}, limit, outcome)
-        finally:
+    try:
+        _follow(receiver, limit, outcome)
+    finally:
+        if outcome.status != "done" or "end" not in outcome.events:
             process.kill()
-            process.wait()
-        if outcome.status == "done" and process.returncode:
-            errors.seek(0)
-            lines = errors.read().strip().splitlines()
-            killed = process.returncode == -9
-            outcome.status = "out of memory" if killed else "failed"
-            outcome.message = (
-                "killed by the system" if killed else (lines[-1] if lines else f"exit {process.returncode}")
-            )
+        process.join()
+    if outcome.status == "done" and "end" not in outcome.events:
+        outcome.status, outcome.message = "failed", f"ended with exit code {process.exitcode}"
+        if process.exitcode == -9:  # by the system, which has run out of memory
+            outcome.status, outcome.message = "out of memory", "killed by the system"
     return outcome
 
 
-def _follow(process: subprocess.Popen[str], job: dict[str, Any], limit: float, outcome: Outcome) -> None:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    lines: queue.Queue[str] = queue.Queue()
-
-    def read(stream: Any = process.stdout) -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put("")
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
-    except BrokenPipeError:  # It ended before it read; its exit says why.
-        pass
+def _follow(receiver: Connection, limit: float, outcome: Outcome) -> None:
+    """Collect events until the job ends or exceeds its time."""
     deadline = time.monotonic() + _START_SECONDS
     built = 0.0
-    while True:
+    while receiver.poll(max(0.0, deadline - time.monotonic())):
         try:
-            line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            outcome.status, outcome.message = "stopped", f"longer than {limit:g} s"
+            kind, values = receiver.recv()
+        except EOFError:
             return
-        if not line:
-            process.wait()
+        outcome.events.setdefault(kind, []).append(values)
+        if kind in ("out of memory", "failed"):
+            outcome.status, outcome.message = kind, values["message"]
             return
-        event = json.loads(line)
-        kind = event.pop("event")
-        outcome.events.setdefault(kind, []).append(event)
-        if kind == "out of memory":
-            outcome.status, outcome.message = kind, event["message"]
-        elif kind == "built":
-            built = event["seconds"]
+        if kind == "built":
+            built = values["seconds"]
         deadline = time.monotonic() + limit - built
+    outcome.status, outcome.message = "stopped", f"longer than {limit:g} s"

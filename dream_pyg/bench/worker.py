@@ -1,23 +1,23 @@
-"""One measurement in a process of its own: ``python -m dream_pyg.bench.worker`` reads a job and writes events.
+"""One measurement, in a process that does nothing else.
 
-A job is a line of JSON on standard input, an event a line on standard output: ``ready`` after loading and warming up,
-``built`` with the seconds, ``point`` for each effort that was searched with.
+It is told a job and answers with events: ``ready`` after loading and warming up, ``built`` with the seconds, ``point``
+for each effort that was searched with, ``end``; or why not.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dream_pyg.bench.engines import find_engine
@@ -28,6 +28,7 @@ Emit = Callable[..., None]
 
 _WARM_UP_ROWS = 1024
 _GEMM_SECONDS = 3.0
+_LONGEST_MESSAGE = 300
 
 
 class PeakMemory:
@@ -154,26 +155,23 @@ JOBS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
 }
 
 
-def main() -> None:
-    """Do one job; standard output is for events alone, whatever a library prints."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def do_job(job: dict[str, Any], sender: Connection) -> None:
+    """Do one job, and say how it ends; standard output stays clean, whatever a library prints."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends this process.
+    os.environ.update(job["environment"])
     os.dup2(2, 1)
 
     def emit(event: str, **values: Any) -> None:
-        print(json.dumps({"event": event, **values}), file=events, flush=True)
+        sender.send((event, values))
 
-    job = json.loads(sys.stdin.readline())
-    pin_threads(job["threads"])
-    np.random.seed(0)  # noqa: NPY002 - for packages that draw from it
     try:
+        pin_threads(job["threads"])
         JOBS[job["job"]](job, emit)
-    except MemoryError as error:
-        emit("out of memory", message=str(error) or "an allocation failed")
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "bad_alloc" not in str(error):
-            raise
-        emit("out of memory", message=str(error).splitlines()[0])
-
-
-if __name__ == "__main__":
-    main()
+    except Exception as error:  # whatever other packages raise is a result
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or "can't allocate memory" in text or "bad_alloc" in text:
+            emit("out of memory", message=text or "an allocation failed")
+        else:
+            emit("failed", message=f"{type(error).__name__}: {text}"[:_LONGEST_MESSAGE])
+    else:
+        emit("end")

@@ -122,9 +122,9 @@ def find_workload(name: str, *, distribution: Distribution = "clustered", seed: 
         ConfigError: If no workload has this name.
         DataError: If the file is missing, or nothing can be searched in it.
     """
-    generated = {"origin": distribution, "seed": seed}
+    generated: dict[str, Any] = {"origin": distribution, "seed": seed}
     if name in PRESETS:
-        return Workload(name, **{**PRESETS[name], **generated})
+        return Workload(name, **PRESETS[name], **generated)
     if shape := re.fullmatch(r"(\d+)x(\d+)", name):
         num_rows, num_features = map(int, shape.groups())
         _check_shape((num_rows, num_features), f"Dataset {name}", ConfigError)

@@ -49,7 +49,9 @@ def bench() -> None:
 )
 @click.option("-k", "--num-neighbors", type=int, default=10, show_default=True, help="Neighbours of each row.")
 @click.option("--threads", type=int, default=2, show_default=True, help="Threads of every engine.")
-@click.option("--repeats", type=int, default=3, show_default=True, help="Measurements, each in a fresh process.")
+@click.option(
+    "--repeats", type=int, default=3, show_default=True, help="Searches of all rows, each in a fresh process."
+)
 @click.option(
     "--limit",
     type=float,
