@@ -21,6 +21,7 @@ logger = logging.getLogger("dream_pyg")
 
 RUNS_FILE = "runs.jsonl"
 _GEMM_SIZE = 4096
+_GEMM_SECONDS = 3.0
 _FEWEST_ROWS = 200  # below, starting threads takes longer than searching
 _UNLIMITED = 1e6
 
@@ -124,7 +125,7 @@ def _measure_gemm(log: RunLog, conditions: Conditions) -> None:
     key = {"engine": "gemm", "threads": conditions.threads, "size": _GEMM_SIZE}
     if log.settled(key, _UNLIMITED):
         return
-    outcome = run_job({"job": "gemm", "size": _GEMM_SIZE}, conditions.threads, _UNLIMITED)
+    outcome = run_job({"job": "gemm", "size": _GEMM_SIZE, "seconds": _GEMM_SECONDS}, conditions.threads, _UNLIMITED)
     _require(outcome, "The product of two matrices")
     log.add({"key": key, "status": "done", "gflops": outcome.events["rates"][0]})
 

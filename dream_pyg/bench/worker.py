@@ -27,7 +27,6 @@ from dream_pyg.bench.workloads import Source
 Emit = Callable[..., None]
 
 _WARM_UP_ROWS = 1024
-_GEMM_SECONDS = 3.0
 _LONGEST_MESSAGE = 300
 
 
@@ -125,12 +124,15 @@ def measure_gemm(job: dict[str, Any], emit: Emit) -> None:
         "fp32": [lambda: left @ right.T, lambda: left.numpy() @ right.numpy().T],
         "bf16": [lambda: low_left @ low_right.T],
     }
-    emit("rates", **{dtype: max(_rate(product, size) for product in which) for dtype, which in products.items()})
+    emit(
+        "rates",
+        **{dtype: max(_rate(product, size, job["seconds"]) for product in which) for dtype, which in products.items()},
+    )
 
 
-def _rate(product: Callable[[], Any], size: int) -> float:
+def _rate(product: Callable[[], Any], size: int, seconds: float) -> float:
     product()
-    best, until = 0.0, time.perf_counter() + _GEMM_SECONDS
+    best, until = 0.0, time.perf_counter() + seconds
     while not best or time.perf_counter() < until:
         started = time.perf_counter()
         product()

@@ -158,10 +158,10 @@ def _read_workload(name: str) -> Workload:
             f"{where} has {present} rows that differ from zero, and zeros have no direction to compare. "
             "Check how it was made."
         )
-    digest = sha256_file(path)[:16]
     return Workload(
-        path.stem, *matrix.shape, dtype=str(matrix.dtype), origin=digest, seed=-1, path=str(path.absolute())
-    )
+        name=path.stem, num_rows=len(matrix), num_features=matrix.shape[1], dtype=str(matrix.dtype),
+        origin=sha256_file(path)[:16], seed=-1, path=str(path.absolute()),
+    )  # fmt: skip
 
 
 def _checked(rows: NDArray[Any], start: int, where: str) -> int:
