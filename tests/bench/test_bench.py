@@ -160,6 +160,7 @@ class Machinery:
         self.jobs: list[tuple[Any, ...]] = []
 
     def __call__(self, job: dict[str, Any], threads: int, limit: float) -> Outcome:
+        """Answer a job as its process would."""
         if job["job"] == "gemm":
             return Outcome(events={"rates": [{"fp32": 100.0, "bf16": 300.0}]})
         if job["job"] == "reference":
