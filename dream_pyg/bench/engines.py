@@ -168,7 +168,7 @@ def _faiss_nsg(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
     index.add(unit)
 
     def search(length: int) -> NDArray[np.int64]:
-        index.nsg.search_L = length
+        index.nsg.search_L = min(length, len(unit) - 1)  # A longer list than there are rows never fills.
         return without_self(index.search(unit, k + 1)[1], k)
 
     return search
@@ -210,10 +210,15 @@ def _pynndescent(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
     import pynndescent
 
     raw = rows.take(0, rows.shape[0])
-    graph = pynndescent.NNDescent(
-        raw, metric="cosine", n_neighbors=max(setting["n_neighbors"], k + 1), n_jobs=threads, random_state=0
-    ).neighbor_graph
-    return _done(without_self(graph[0][:, : k + 1], k))
+
+    # All of it is its search, so that one process, which compiles for long, can try several numbers of neighbours.
+    def search(num_candidates: int) -> NDArray[np.int64]:
+        descent = pynndescent.NNDescent(
+            raw, metric="cosine", n_neighbors=max(num_candidates, k + 1), n_jobs=threads, random_state=0
+        )
+        return without_self(descent.neighbor_graph[0][:, : k + 1], k)
+
+    return search
 
 
 def _hnswlib(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
@@ -299,8 +304,7 @@ ENGINES: dict[str, Engine] = {
         Engine("torch-dense", _torch_dense),
         Engine("numpy-product", _numpy_product, kind="yardstick"),
         Engine("scikit-learn", _scikit_learn, "sklearn"),
-        Engine("pynndescent", _pynndescent, "pynndescent", "approximate",
-               ({"n_neighbors": 11}, {"n_neighbors": 20}, {"n_neighbors": 30})),
+        Engine("pynndescent", _pynndescent, "pynndescent", "approximate", effort=("n_neighbors", (11, 20, 30, 45))),
         Engine("hnswlib", _hnswlib, "hnswlib", "approximate",
                ({"M": 16, "ef_construction": 40}, {"M": 32, "ef_construction": 100}), ("ef", _EXPANSIONS)),
         Engine("usearch", _usearch, "usearch", "approximate",
