@@ -23,6 +23,7 @@ RUNS_FILE = "runs.jsonl"
 _GEMM_SIZE = 4096
 _GEMM_SECONDS = 3.0
 _FEWEST_ROWS = 200  # below, starting threads takes longer than searching
+_FITTED_SIZES = 3
 _UNLIMITED = 1e6
 
 
@@ -110,7 +111,7 @@ def sizes(workload: Workload, conditions: Conditions) -> list[int]:
 
 
 def growth(log: RunLog, workload: Workload, engine: str, conditions: Conditions, below: int) -> PowerLaw | None:
-    """How the cost of an engine grows, from its fastest run of each size below some number of rows."""
+    """How the cost of an engine grows, from its fastest run of each of the largest sizes below some number of rows."""
     fastest: dict[int, float] = {}
     for run in log.runs:
         num_rows, repetition = (run["key"].get(name, 0) for name in ("num_rows", "repetition"))
@@ -118,7 +119,9 @@ def growth(log: RunLog, workload: Workload, engine: str, conditions: Conditions,
         if same and run["status"] == "done" and num_rows < below:
             seconds = run["best"]["seconds"]
             fastest[num_rows] = min(seconds, fastest.get(num_rows, seconds))
-    return fit_power_law(list(fastest), list(fastest.values()))
+    # Of fewer rows the time is mostly that of starting, which would make growth look slower than it is.
+    fitted = sorted(fastest)[-_FITTED_SIZES:]
+    return fit_power_law(fitted, [fastest[size] for size in fitted])
 
 
 def _measure_gemm(log: RunLog, conditions: Conditions) -> None:

@@ -32,7 +32,7 @@ class Result:
         extra_bytes: Of it what was not there before the search.
         gflops: What computing all N x N products in the time would take; of exact engines only.
         gemm_share: That rate over the machine's own for products of the same type.
-        exponent: With which the cost grows, over all sizes measured.
+        exponent: With which the cost grows, over the largest sizes measured.
         num_sizes: How many these were.
     """
 

@@ -6,6 +6,7 @@ for each effort that was searched with, ``end``; or why not.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -39,6 +40,8 @@ class PeakMemory:
 
     def reset(self) -> None:
         """Forget the peak so far, keep :attr:`before` as what is resident now."""
+        with suppress(OSError, AttributeError):  # What was freed would be used again and seem to cost nothing.
+            ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # Not Linux, or not allowed: the peak includes loading and warming up.
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         self.before = self._highest = _resident("VmRSS")

@@ -236,9 +236,17 @@ def test_rates_count_the_whole_product(machinery: Machinery, tmp_path: Path):
     result = summarize(log, [WORKLOAD], ["exact-fp32"], CONDITIONS)[-1]
     assert result.gflops == pytest.approx(2 * 800 * 800 * 16 / 0.64 / 1e9)
     assert result.gemm_share == pytest.approx(result.gflops / 100)
-    law = growth(log, WORKLOAD, "exact-fp32", CONDITIONS, 800)
+
+
+def test_growth_is_that_of_the_largest_sizes(machinery: Machinery, tmp_path: Path):
+    large = Workload("large", 3200, 16)
+    conditions = replace(CONDITIONS, steps=4, limit=100.0)
+    log = bench_graph([large], ["exact-fp32"], tmp_path, conditions)
+    for num_rows in (200, 400):  # two sizes that mostly start
+        log.add(log.find(conditions.key(large, num_rows, "exact-fp32", 0)) | {"best": {"seconds": 5.0}})  # type: ignore[operator]
+    law = growth(log, large, "exact-fp32", conditions, 3201)
     assert law is not None
-    assert law.num_sizes == 2
+    assert (law.exponent, law.num_sizes) == (pytest.approx(2), 3)
 
 
 def test_report_and_plots_are_written(machinery: Machinery, tmp_path: Path):
@@ -282,7 +290,8 @@ def test_the_command_measures_in_processes_of_their_own(
     assert exact["gemm_share"] > 0
     assert hnsw["recall"] >= 0.98
     assert product["recall"] is None
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".svg")[-1] == "runs.jsonl"
+    names = {path.name for path in (tmp_path / "out").iterdir() if path.suffix not in (".png", ".svg")}
+    assert names == {"report.md", "runs.jsonl"}  # and the rows are gone
     before = (tmp_path / "out" / "runs.jsonl").read_bytes()
     assert command(*arguments).exit_code == 0
     assert (tmp_path / "out" / "runs.jsonl").read_bytes() == before
