@@ -37,7 +37,7 @@ def plot_workload(
         figure, axes = _figure()
         if draw(axes, log, mine, workload, engines, conditions):
             axes.set_title(f"{workload.name}: {workload.num_features:,} features, K = {conditions.num_neighbors}, "
-                           f"{conditions.threads} threads", fontsize=10)  # fmt: skip
+                           f"{conditions.threads} thread{'s' * (conditions.threads > 1)}", fontsize=10)  # fmt: skip
             axes.grid(True, which="major", alpha=0.3)
             axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
             for suffix in _FORMATS:
@@ -94,6 +94,9 @@ def _draw_time(
         axes.plot(rows, median, **style, markevery=measured, label=label)
         axes.plot(rows, median, **{**style, "linestyle": ""}, markevery=guessed, markerfacecolor="white")
     axes.set(xscale="log", yscale="log", xlabel="rows (hollow: extrapolated)", ylabel="seconds (median)")
+    rows = sorted({result.num_rows for result in results})
+    axes.set_xticks(rows, [f"{count:,}" for count in rows], rotation=30)
+    axes.set_xticks([], minor=True)
     return drawn
 
 
