@@ -37,8 +37,8 @@ class Outcome:
 def run_job(job: dict[str, Any], threads: int, limit: float) -> Outcome:
     """Run a job of :mod:`dream_pyg.bench.worker` in a process of its own.
 
-    The process is forked from a server that has imported what all jobs need and computed nothing. NumPy reads its number
-    of threads when the server starts, so all jobs of one program must use the same.
+    The process is forked from a server that has imported what all jobs need and computed nothing. NumPy reads its
+    number of threads when the server starts, so all jobs of one program must use the same.
 
     Args:
         job: What to do.
