@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from dream_pyg import DatasetConfig, RunConfig, build_store, evaluate, load_run, train
+from dream_pyg.bench.machine import processor
 from dream_pyg.data.files import write_json
 
 
@@ -33,15 +34,6 @@ def repeat(action: Callable[[], Any], repetitions: int) -> dict[str, float]:
         action()
         seconds.append(time.perf_counter() - started)
     return summary(seconds[1:])
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def summary(seconds: list[float]) -> dict[str, float]:

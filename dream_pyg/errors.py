@@ -37,5 +37,9 @@ class MissingExtraError(DreamPygError):
     """An optional package is not installed."""
 
 
+class BenchError(DreamPygError):
+    """A measurement that others need did not come about."""
+
+
 class Interrupted(DreamPygError):
     """A signal asked to stop, and what was done so far is saved."""

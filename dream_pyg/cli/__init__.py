@@ -10,6 +10,7 @@ from typing import IO, Any
 import click
 import torch
 
+from dream_pyg.cli.bench import bench
 from dream_pyg.cli.demo import demo
 from dream_pyg.cli.figure import figure
 from dream_pyg.cli.graph import build_graph
@@ -77,5 +78,5 @@ def main(quiet: bool) -> None:
     logger.propagate = False
 
 
-for command in (build_graph, train, evaluate, recommend, export, tune, reproduce, figure, inspect, models, demo):
+for command in (build_graph, train, evaluate, recommend, export, tune, reproduce, figure, inspect, models, demo, bench):
     main.add_command(command)

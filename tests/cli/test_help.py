@@ -16,6 +16,7 @@ from dream_pyg.models import MODELS
 from dream_pyg.presets import load_presets, preset_names
 
 COMMANDS = [
+    "bench",
     "build-graph",
     "demo",
     "evaluate",

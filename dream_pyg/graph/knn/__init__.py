@@ -47,6 +47,7 @@ def cosine_knn(
     engine: Engine = "exact",
     min_recall: float = 0.98,
     device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
     what: str = "rows",
 ) -> FoundNeighbors:
     """The most similar rows of each row by cosine.
@@ -65,6 +66,8 @@ def cosine_knn(
             size.
         min_recall: The share of the true neighbours that an approximate engine has to find at least.
         device: Where ``exact`` multiplies.
+        dtype: In what ``exact`` and ``clusters`` multiply; by default bfloat16 where the processor has units for it,
+            else float32.
         what: What the rows are, for the progress bar and errors.
 
     Returns:
@@ -91,7 +94,7 @@ def cosine_knn(
     cosine, index = np.zeros((num_rows, 0)), np.zeros((num_rows, 0), dtype=np.int64)
     if count:
         check_memory(chosen_engine, num_rows, num_features, count, what)
-        candidates, report = _candidates(rows, count, chosen_engine, min_recall, torch.device(device), what)
+        candidates, report = _candidates(rows, count, chosen_engine, min_recall, torch.device(device), dtype, what)
         cosine, index, certain = rank_candidates(rows, candidates, count)
         for chosen, found_cosine, found in search_in_double(rows, np.flatnonzero(~certain), count):
             cosine[chosen], index[chosen] = found_cosine, found
@@ -111,14 +114,19 @@ def cosine_knn(
 
 
 def _candidates(
-    rows: Rows, count: int, engine: ChosenEngine, min_recall: float, device: torch.device, what: str
+    rows: Rows,
+    count: int,
+    engine: ChosenEngine,
+    min_recall: float,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    what: str,
 ) -> tuple[Candidates, SearchReport]:
+    dtype = dtype or (torch.bfloat16 if has_bfloat16_units(device) else torch.float32)
     if engine == "exact":
-        dtype = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
         return exact_candidates(rows, count, dtype=dtype, device=device), SearchReport(engine)
     if engine == "flat" or not _has_rows(rows, max(_FEWEST_ROWS, _FEWEST_ROWS_PER_NEIGHBOR * count)):
         return flat_candidates(rows, count, what=what), SearchReport("flat")
-    dtype = torch.bfloat16 if has_bfloat16_units(torch.device("cpu")) else torch.float32
     found = approximate_candidates(rows, count, engine, min_recall=min_recall, dtype=dtype, what=what)
     return found.candidates, SearchReport(
         engine, found.parameters, recall=found.recall, num_measured=found.num_measured
