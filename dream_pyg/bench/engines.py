@@ -8,19 +8,18 @@ them, in the process that measures it.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph.knn import Engine as OwnEngine
+from dream_pyg.graph.knn import ENGINES as OWN_ENGINES
 from dream_pyg.graph.knn import Rows, cosine_knn
 from dream_pyg.graph.knn.rows import unit_rows
 
@@ -270,19 +269,17 @@ def _available_bytes() -> int:
 
 def _own_engines() -> list[Engine]:
     """What ``cosine_knn`` offers beside its exact engine; of approximate ones the wanted recall is the effort."""
-    promising = "min_recall" in inspect.signature(cosine_knn).parameters
-    others = [name for name in get_args(OwnEngine) if name != "exact"]
-    return [
-        Engine(name, partial(_own, name=name), kind="exact")
-        if name == "flat" or not promising
-        else Engine(
+    approximate = [
+        Engine(
             name,
             partial(_own, name=name),
             kind="approximate",
-            settings=tuple({"min_recall": recall} for recall in (0.95, 0.98, 0.99)),
+            settings=tuple({"min_recall": recall} for recall in (0.98, 0.985, 0.99)),
         )
-        for name in others
+        for name in OWN_ENGINES
+        if name not in ("auto", "exact", "flat")
     ]
+    return [Engine("flat", partial(_own, name="flat"), kind="exact"), *approximate]
 
 
 _EXPANSIONS = (16, 32, 64, 128, 256, 512)
