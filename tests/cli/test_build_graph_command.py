@@ -207,7 +207,9 @@ def test_engines_and_what_they_tell(command: Command, tmp_path: Path):
     assert report["parameters"]["min_recall"] == 0.9
     assert report["num_measured"] > 0
     assert report["seconds"] > 0
-    assert told["search item text_knn item"].startswith(f"clusters, recall {report['recall']:.2f}")
+    assert told["search item text_knn item"] == (
+        f"clusters, recall {report['recall']:.4f} on {report['num_measured']} rows"
+    )
     edges = [
         set(zip(*stored.graph["item", "text_knn", "item"].edge_index.tolist(), strict=True))
         for stored in (stored, load_graph(tmp_path / "exact"))

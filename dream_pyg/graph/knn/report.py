@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,14 +29,13 @@ class SearchReport:
     num_measured: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return asdict(self) | {"seconds": round(self.seconds, 3), "recall": round(self.recall, 4)}
+        """For a JSON file; the recall is rounded down, to be never more than was measured."""
+        return asdict(self) | {"seconds": round(self.seconds, 3), "recall": math.floor(self.recall * 1e4) / 1e4}
 
     def __str__(self) -> str:
         if not self.num_measured:
             return self.engine
-        # Rounded down: never more than was measured.
-        return f"{self.engine}, recall {int(self.recall * 1e4) / 1e4:.4f} on {self.num_measured:,} rows"
+        return f"{self.engine}, recall {self.recall:.4f} on {self.num_measured:,} rows"
 
 
 @dataclass(frozen=True, eq=False)
