@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.knn import ENGINES as OWN_ENGINES
+from dream_pyg.graph.knn.choice import available_bytes
 from dream_pyg.graph.knn import Rows, cosine_knn
 from dream_pyg.graph.knn.rows import unit_rows
 
@@ -174,8 +175,8 @@ def _faiss_nsg(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
 
 
 def _torch_dense(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
-    needed, available = 4 * rows.shape[0] ** 2, _available_bytes()
-    if needed > available:
+    needed, available = 4 * rows.shape[0] ** 2, available_bytes()
+    if available is not None and needed > available:
         raise MemoryError(f"the (N, N) matrix takes {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free")
     unit = torch.from_numpy(unit_matrix(rows))
     score = torch.mm(unit, unit.T)
@@ -256,15 +257,6 @@ def _usearch(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
         return without_self(found, k)
 
     return search
-
-
-def _available_bytes() -> int:
-    """Free memory, as Linux tells it; no limit elsewhere."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 1 << 62
 
 
 def _own_engines() -> list[Engine]:
