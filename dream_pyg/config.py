@@ -68,6 +68,7 @@ class RunConfig(BaseModel):
     As TOML::
 
         graph = "graphs/baby"
+        num_neighbors = 10
 
         [model]
         name = "dream"
@@ -81,6 +82,8 @@ class RunConfig(BaseModel):
 
     graph: str
     """Directory of the graph store."""
+    num_neighbors: PositiveInt | None = None
+    """Neighbours of each node in the relation graphs, at most as many as the store keeps; by default all of them."""
     model: dict[str, Any]
     """``name`` and the hyper-parameters of that model's ``Config``, fully resolved."""
     training: TrainingConfig = TrainingConfig()
@@ -108,6 +111,7 @@ class RunConfig(BaseModel):
         file: str | Path | None = None,
         graph: str | Path | None = None,
         model: str | None = None,
+        num_neighbors: int | None = None,
         overrides: Iterable[str] = (),
     ) -> Self:
         """Merge a TOML file, named arguments and ``section.key=value`` overrides, the later the stronger.
@@ -118,6 +122,8 @@ class RunConfig(BaseModel):
         values: dict[str, Any] = _read_toml(file) if file is not None else {}
         if graph is not None:
             values["graph"] = str(graph)
+        if num_neighbors is not None:
+            values["num_neighbors"] = num_neighbors
         if model is not None:
             previous = values.get("model")
             # Hyper-parameters of another model mean nothing to this one.
@@ -186,7 +192,7 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, name = key.strip().split(".")
-    if not equals or not name or not sections:
+    if not equals or not name or not (sections or name in RunConfig.model_fields):
         raise ConfigError(
             f"Cannot understand the override {override!r}; expected SECTION.KEY=VALUE, for example training.seed=1."
         )

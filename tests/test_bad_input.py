@@ -202,6 +202,9 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--model", "dream", "--set", "model.modality_weights={imag = 1}"], ("'imag'", "Did you mean 'image'?")),
     (["--model", "dream", "--set", "model.modality_weights={image = 0}"], ("positive weight",)),
     (["--model", "dream", "--set", "epochs=3"], ("'epochs=3'", "SECTION.KEY=VALUE")),
+    (["--model", "dream", "--num-neighbors", "6"], ("num_neighbors is 6", "keeps 5 neighbours", "at most 5")),
+    (["--model", "dream", "--num-neighbors", "0"], ("num_neighbors", "got 0")),
+    (["--model", "dream", "--set", "num_neighbors=few"], ("num_neighbors", "'few'")),
     (["--model", "dream", "--set", "training.epochs"], ("SECTION.KEY=VALUE",)),
     (["--model", "dream", "--set", "training.epochs.most=3"], ("training.epochs",)),
     (["--model", "dream", "--set", "model.name.short=x"], ("'name' is a value, not a table",)),
@@ -330,7 +333,7 @@ def test_every_single_bit_of_graph_json_counts(damaged_store: Path):
 def test_a_store_of_another_format(command: Command, damaged_store: Path):
     info = json.loads((damaged_store / "graph.json").read_text())
     (damaged_store / "graph.json").write_text(json.dumps({**info, "format_version": 99}))
-    with refusal(damaged_store.parent, 1, "format 99", "format 1", "--overwrite") as results:
+    with refusal(damaged_store.parent, 1, "format 99", f"format {store.FORMAT_VERSION}", "--overwrite") as results:
         results.append(command("inspect", damaged_store))
 
 

@@ -7,10 +7,11 @@ import torch
 from torch_geometric.data import HeteroData
 
 from dream_pyg.data.dataset import Dataset
-from dream_pyg.data.features import FeatureMatrix, Neighbors
+from dream_pyg.data.features import FeatureMatrix
 from dream_pyg.graph.csr import csr_product
-from dream_pyg.graph.edges import add_interaction_edges, set_edges
+from dream_pyg.graph.edges import add_interaction_edges
 from dream_pyg.graph.knn import cosine_knn
+from dream_pyg.graph.relations import add_relation_edges
 from dream_pyg.graph.schema import (
     INTERACTS,
     ITEM,
@@ -18,7 +19,6 @@ from dream_pyg.graph.schema import (
     USER,
     count_name,
     feature_name,
-    knn_edge,
     label_name,
     mask_name,
     norm_name,
@@ -77,24 +77,6 @@ def build_graph(
         if neighbors is not None:
             add_relation_edges(graph, ITEM, name, neighbors)
     return graph
-
-
-def add_relation_edges(graph: HeteroData, node: str, modality: str, neighbors: Neighbors) -> None:
-    r"""Add one relation graph, unweighted and symmetrically normalised, :math:`D^{-1/2} S D^{-1/2}` (Eq. 5).
-
-    D holds the row sums of the directed graph S, so a node with all its K neighbours averages them. Messages run from
-    neighbour to node; a node without neighbours receives none.
-    """
-    target, slot = np.nonzero(neighbors.index >= 0)
-    source = neighbors.index[target, slot]
-    order = np.lexsort((source, target))
-    target, slot, source = target[order], slot[order], source[order]
-    # A neighbour without neighbours of its own (possible in a ready graph) has no degree to normalise by.
-    degree = np.maximum(np.bincount(target, minlength=graph[node].num_nodes), 1).astype(np.float64)
-    weight = 1.0 / np.sqrt(degree[source] * degree[target])
-    edge_type = knn_edge(node, modality)
-    set_edges(graph, edge_type, torch.from_numpy(np.stack([source, target])), torch.from_numpy(weight).float())
-    graph[edge_type].similarity = torch.from_numpy(neighbors.similarity[target, slot])
 
 
 class UserFeatures:

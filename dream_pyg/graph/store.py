@@ -3,7 +3,7 @@
 Layout::
 
     graph.json            format version, fingerprint, counts, parameters, inputs, checksums, versions, timings
-    edges.safetensors     labels of each split; relation graphs with weight and similarity
+    edges.safetensors     labels of each split; relation graphs with weight, similarity and rank
     features.safetensors  feature matrices, masks, norms and counts
     users.parquet         external id of each user, in row order
     items.parquet         external id of each item, in row order
@@ -40,7 +40,7 @@ from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INFO, EDGES, FEATURES, USERS, ITEMS = (
     "graph.json",
     "edges.safetensors",
@@ -180,7 +180,9 @@ def load_graph(path: str | Path, *, verify: bool = True) -> StoredGraph:
         node, relation, _ = name.split("/")
         prefix = f"{node}/{relation}"
         set_edges(graph, (node, relation, node), edges[name], edges[f"{prefix}/edge_weight"])
-        graph[node, relation, node].similarity = edges[f"{prefix}/similarity"]
+        store = graph[node, relation, node]
+        store.similarity, store.rank = edges[f"{prefix}/similarity"], edges[f"{prefix}/rank"]
+        store.num_neighbors = int(edges[f"{prefix}/num_neighbors"])
     for name in sorted(features):
         node, attribute = name.split("/")
         graph[node][attribute] = features[name]
@@ -248,9 +250,10 @@ def _tensors(graph: HeteroData) -> tuple[dict[str, torch.Tensor], dict[str, torc
     for source, relation, target in graph.edge_types:
         if source == target:
             store = graph[source, relation, target]
-            edges[f"{source}/{relation}/edge_index"] = store.edge_index.as_tensor()
-            edges[f"{source}/{relation}/edge_weight"] = store.edge_weight
-            edges[f"{source}/{relation}/similarity"] = store.similarity
+            prefix = f"{source}/{relation}"
+            edges[f"{prefix}/edge_index"] = store.edge_index.as_tensor()
+            edges[f"{prefix}/num_neighbors"] = torch.tensor(store.num_neighbors)
+            edges |= {f"{prefix}/{name}": store[name] for name in ("edge_weight", "similarity", "rank")}
     features = {
         f"{node}/{name}": value
         for node in (USER, ITEM)

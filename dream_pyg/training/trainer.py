@@ -97,7 +97,7 @@ def train(config: RunConfig, run: str | Path, *, resume: bool = False) -> TrainR
         _check_resumable(config, paths, stored.fingerprint)
     elif paths.root.exists():
         raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
-    graph = prepare_graph(stored.graph, device)
+    graph = prepare_graph(stored.graph, device, config.num_neighbors)
     if graph[INTERACTS][label_name("valid")].size(1) == 0:
         raise DataError(
             "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."

@@ -9,13 +9,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dream_pyg.data.features import Neighbors
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.exact import exact_candidates
 from dream_pyg.graph.knn.flat import flat_candidates
-from dream_pyg.graph.knn.refine import rank_candidates, search_in_double
+from dream_pyg.graph.knn.refine import rank_candidates, search_in_double, similarities
 from dream_pyg.graph.knn.rows import ArrayRows, Rows
 from dream_pyg.graph.processor import has_bfloat16_units
 
@@ -61,12 +62,10 @@ def cosine_knn(
             "Choose a smaller number of neighbours."
         )
     count = num_neighbors - include_self
-    cosine, index = np.zeros((num_rows, 0)), np.zeros((num_rows, 0), dtype=np.int64)
+    similarity, index = np.zeros((num_rows, 0), dtype=np.float32), np.zeros((num_rows, 0), dtype=np.int64)
     if count:
         candidates = _candidates(rows, count, engine, torch.device(device), what)
-        cosine, index, certain = rank_candidates(rows, candidates, count)
-        for chosen, found_cosine, found in search_in_double(rows, np.flatnonzero(~certain), count):
-            cosine[chosen], index[chosen] = found_cosine, found
+        similarity, index = _rank(rows, candidates, count)
     if include_self:
         step = 1024
         own = np.concatenate(
@@ -76,9 +75,17 @@ def cosine_knn(
             ]
         )
         index = np.concatenate([own[:, None], index], axis=1)
-        cosine = np.concatenate([np.ones((num_rows, 1)), cosine], axis=1)
-    similarity = np.where(index >= 0, np.clip(cosine, -1.0, 1.0), 0.0)
-    return Neighbors(index=index, similarity=similarity.astype(np.float32))
+        similarity = np.concatenate([np.ones((num_rows, 1), dtype=np.float32), similarity], axis=1)
+    return Neighbors(index, np.where(index >= 0, np.clip(similarity, -1, 1), np.float32(0)))
+
+
+def _rank(rows: Rows, candidates: Candidates, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    similarity, index, certain = rank_candidates(rows, candidates, count)
+    if not certain.all():
+        for chosen, _, found in search_in_double(rows, np.flatnonzero(~certain), count):
+            index[chosen] = found
+        similarity = np.where(certain[:, None], similarity, similarities(rows, index, ~certain))
+    return similarity, index
 
 
 def _candidates(rows: Rows, count: int, engine: Engine, device: torch.device, what: str) -> Candidates:

@@ -22,7 +22,7 @@ _GATHERED_BYTES = 32 << 20
 
 def rank_candidates(
     rows: Rows, candidates: Candidates, count: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
     """The most similar candidates of each row by exact cosine; of ties those with lower ids.
 
     Args:
@@ -31,8 +31,9 @@ def rank_candidates(
         count: K.
 
     Returns:
-        Cosines (N, K), -inf where there are fewer candidates; ids (N, K), -1 there; and whether a row's neighbours are
-        certain (N,), for no row outside its list can be as similar as the last.
+        Cosines in float32 (N, K), -inf where there are fewer candidates, and the same for a pair whatever else was
+        asked; ids (N, K), -1 there; and whether a row's neighbours are certain (N,), for no row outside its list can be
+        as similar as the last.
     """
     index: NDArray[Any] = candidates.index
     at_most: NDArray[Any] = candidates.at_most
@@ -58,10 +59,23 @@ def rank_candidates(
     with np.errstate(invalid="ignore"):  # two missing candidates
         close = -np.diff(cosine, axis=1) < _UNCERTAINTY
     doubtful = np.pad(close, ((0, 0), (0, 1))) | np.pad(close, ((0, 0), (1, 0)))
-    cosine, index = _rank_in_double(rows, cosine, index, doubtful & (index >= 0))
+    similarity, index = _rank_in_double(rows, cosine, index, doubtful & (index >= 0))
     full = np.isfinite(last)
     certain = np.where(full, last - _UNCERTAINTY > candidates.left_out, candidates.left_out == -np.inf)
-    return cosine[:, :count], index[:, :count], certain
+    return similarity[:, :count], index[:, :count], certain
+
+
+def similarities(rows: Rows, index: NDArray[np.int64], wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The cosines (N, K) of rows with their neighbours (N, K) as :func:`rank_candidates` gives them.
+
+    Args:
+        rows: The rows (N, F).
+        index: Neighbours (N, K), -1 for none.
+        wanted: Whose are wanted (N,); those of others are -inf.
+    """
+    cosine = np.full(index.shape, -np.inf)
+    _Cosines(rows)(index, wanted[:, None] & (index >= 0), cosine)
+    return cosine.astype(np.float32)
 
 
 def search_in_double(
@@ -154,8 +168,9 @@ def _sampled_product(
 
 def _rank_in_double(
     rows: Rows, cosine: NDArray[np.float64], index: NDArray[np.int64], doubtful: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Compute some cosines (N, M) again in float64, then order each row."""
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Order each row by its cosines (N, M), some of which are computed again in float64 for that."""
+    similarity = cosine.astype(np.float32)
     row, slot = np.nonzero(doubtful)
     step = max(1, _GATHERED_BYTES // (8 * rows.shape[1]))
     for first in range(0, len(row), step):
@@ -163,8 +178,10 @@ def _rank_in_double(
         left, right = (unit_rows(rows.take_rows(ids)) for ids in (at[0], index[at]))
         cosine[at] = np.round(np.einsum("pf,pf->p", left, right), _TIE_DECIMALS)
     changed = np.unique(row)
-    cosine[changed], index[changed] = ranked(cosine[changed], index[changed])
-    return cosine, index
+    order = np.lexsort((index[changed], -cosine[changed]), axis=1)
+    for part in (similarity, index):
+        part[changed] = np.take_along_axis(part[changed], order, axis=1)
+    return similarity, index
 
 
 def _highest(value: NDArray[np.float64], count: int) -> NDArray[np.int64]:
