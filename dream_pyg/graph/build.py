@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
 from dream_pyg.data.dataset import Dataset
-from dream_pyg.data.features import FeatureMatrix
+from dream_pyg.data.features import FeatureMatrix, Neighbors
 from dream_pyg.graph.csr import csr_product
 from dream_pyg.graph.edges import add_interaction_edges
 from dream_pyg.graph.knn import cosine_knn
@@ -24,11 +26,19 @@ from dream_pyg.graph.schema import (
     norm_name,
 )
 
+Search = Callable[..., Neighbors]
+"""Finds neighbours with the arguments of :func:`~dream_pyg.graph.knn.cosine_knn`."""
+
 _USER_BLOCK_ELEMENTS = 1 << 26
 
 
 def build_graph(
-    dataset: Dataset, *, num_neighbors: int = 10, include_self: bool = False, user_graphs: bool = True
+    dataset: Dataset,
+    *,
+    num_neighbors: int = 10,
+    include_self: bool = False,
+    user_graphs: bool = True,
+    search: Search = cosine_knn,
 ) -> HeteroData:
     """Build the user-item graph and the relation graphs of every modality (DREAM, arXiv 2404.11119, Eq. 1 and 5).
 
@@ -40,6 +50,7 @@ def build_graph(
         num_neighbors: K of every relation graph that is searched here.
         include_self: Whether a node counts as one of its own K neighbours.
         user_graphs: Whether user-user graphs are built as well.
+        search: What finds the neighbours.
 
     Returns:
         The graph; see :mod:`dream_pyg.graph.schema` for its names.
@@ -59,7 +70,7 @@ def build_graph(
         if modality.features is not None:
             _add_features(graph, name, modality.features)
             if neighbors is None:
-                neighbors = cosine_knn(
+                neighbors = search(
                     modality.features,
                     num_neighbors,
                     include_self=include_self,
@@ -67,7 +78,7 @@ def build_graph(
                 )
             if user_graphs:
                 user_features = UserFeatures(interactions.pairs("train"), interactions.num_users, modality.features)
-                user_neighbors = cosine_knn(
+                user_neighbors = search(
                     user_features,
                     num_neighbors,
                     include_self=include_self,

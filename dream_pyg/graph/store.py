@@ -38,6 +38,7 @@ from dream_pyg.data.files import (
 from dream_pyg.errors import StoreError
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
+from dream_pyg.graph.partial import PartialBuild
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
 
 FORMAT_VERSION = 2
@@ -100,6 +101,7 @@ def build_store(
     Raises:
         StoreError: If ``path`` holds something else and ``overwrite`` is off, or cannot be written.
         DataError: If an input is unusable.
+        Interrupted: On SIGINT or SIGTERM; what was found is saved, and the same call goes on from there.
     """
     path = Path(path)
     parameters: dict[str, Any] = {
@@ -117,7 +119,8 @@ def build_store(
     started = time.perf_counter()
     dataset = load_dataset(config, data_dir)
     read = time.perf_counter()
-    graph = build_graph(dataset, **parameters)
+    with PartialBuild(path, fingerprint) as partial:
+        graph = build_graph(dataset, **parameters, search=partial.search)
     built = time.perf_counter()
     info = {
         "format_version": FORMAT_VERSION,
@@ -133,6 +136,7 @@ def build_store(
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     save_graph(path, graph, dataset, info, overwrite=overwrite)
+    partial.discard()
     return load_graph(path), False
 
 

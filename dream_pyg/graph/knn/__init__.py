@@ -12,15 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from dream_pyg.data.features import Neighbors
+from dream_pyg.data.progress import progress
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.knn.candidates import Candidates
-from dream_pyg.graph.knn.exact import exact_candidates
+from dream_pyg.graph.knn.exact import Steps, exact_candidates
 from dream_pyg.graph.knn.flat import flat_candidates
 from dream_pyg.graph.knn.refine import rank_candidates, search_in_double, similarities
 from dream_pyg.graph.knn.rows import ArrayRows, Rows
 from dream_pyg.graph.processor import has_bfloat16_units
 
-__all__ = ["ArrayRows", "Candidates", "Engine", "Rows", "cosine_knn"]
+__all__ = ["ArrayRows", "Candidates", "Engine", "Rows", "Steps", "cosine_knn"]
 
 Engine = Literal["exact", "flat"]
 
@@ -33,6 +34,7 @@ def cosine_knn(
     engine: Engine = "exact",
     device: str | torch.device = "cpu",
     what: str = "rows",
+    steps: Steps | None = None,
 ) -> Neighbors:
     """The most similar rows of each row by cosine, exactly.
 
@@ -47,6 +49,7 @@ def cosine_knn(
         engine: How candidates are found.
         device: Where ``exact`` multiplies.
         what: What the rows are, for the progress bar and errors.
+        steps: How the strips of ``exact`` are gone through; by default all of them, with a progress bar.
 
     Returns:
         Neighbours (N, K), the most similar first; of ties those with lower ids. ``-1`` fills rows that have fewer.
@@ -64,7 +67,7 @@ def cosine_knn(
     count = num_neighbors - include_self
     similarity, index = np.zeros((num_rows, 0), dtype=np.float32), np.zeros((num_rows, 0), dtype=np.int64)
     if count:
-        candidates = _candidates(rows, count, engine, torch.device(device), what)
+        candidates = _candidates(rows, count, engine, torch.device(device), what, steps)
         similarity, index = _rank(rows, candidates, count)
     if include_self:
         step = 1024
@@ -88,8 +91,11 @@ def _rank(rows: Rows, candidates: Candidates, count: int) -> tuple[NDArray[np.fl
     return similarity, index
 
 
-def _candidates(rows: Rows, count: int, engine: Engine, device: torch.device, what: str) -> Candidates:
+def _candidates(
+    rows: Rows, count: int, engine: Engine, device: torch.device, what: str, steps: Steps | None
+) -> Candidates:
     if engine == "flat":
         return flat_candidates(rows, count, what=what)
     dtype = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
-    return exact_candidates(rows, count, dtype=dtype, device=device)
+    steps = steps or (lambda strips, lists: progress(strips, f"kNN of {what}"))
+    return exact_candidates(rows, count, dtype=dtype, device=device, steps=steps)

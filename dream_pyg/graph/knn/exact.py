@@ -14,7 +14,7 @@ neighbours; the rest, a few rows, is ranked in full precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -39,6 +39,14 @@ _SLACK = 2.0**-15
 _TILE_SIZE = _TILE_ROWS * (_TILE_COLUMNS + _TILE_ROWS)
 
 
+class Strip(NamedTuple):
+    """Some rows against a panel of columns: what is done between two looks at the clock."""
+
+    panel: int
+    other: int
+    row: int
+
+
 class Tile(NamedTuple):
     """Scores of some rows against some columns of the (N, N) matrix; never of a pair that another tile has."""
 
@@ -56,14 +64,22 @@ class Product(Protocol):
     device: torch.device
     absent: Tensor  # (Z,) rows of zeros, which have no direction
 
-    def tiles(self) -> Iterator[Tile]:
-        """Tiles that hold every pair once, and a row's pair with itself."""
+    @property
+    def strips(self) -> Sequence[Strip]:
+        """All strips, which hold every pair once, and a row's pair with itself."""
+
+    def tiles(self, strips: Iterable[Strip]) -> Iterator[Tile]:
+        """The tiles of some strips; the next strip is asked for when the tiles of the last have been taken."""
 
     def error(self, row: Tensor | slice, score: Tensor) -> Tensor:
         """The most by which a score near ``score`` (P,) of some rows can be wrong (P,)."""
 
 
-def select_candidates(product: Product, count: int) -> CandidateLists:
+Steps = Callable[[Sequence[Strip], CandidateLists], Iterable[Strip]]
+"""Gives the strips that are to be done, one after the other; in between the lists hold what was found so far."""
+
+
+def select_candidates(product: Product, count: int, steps: Steps) -> CandidateLists:
     """Collect from all scores those that may belong to the ``count`` highest cosines of a row.
 
     Both rows of a pair profit from its one score. Nothing is sorted: scores are compared with each row's cut, which
@@ -74,7 +90,7 @@ def select_candidates(product: Product, count: int) -> CandidateLists:
     absent[product.absent] = True
     lists.cut[absent] = torch.inf
     masks = torch.empty(2, _TILE_SIZE, dtype=torch.bool, device=product.device)
-    for tile in product.tiles():
+    for tile in product.tiles(steps(product.strips, lists)):
         _select_from_tile(lists, tile, absent, masks)
     return lists
 
@@ -158,32 +174,39 @@ class RowProduct:
         # The product itself is rounded when it is written; it is the score less what the common direction gives.
         return error + _BFLOAT16_ROUNDING * 1.01 * (score.abs() + self._reach[row] + 4 * error)
 
-    def tiles(self) -> Iterator[Tile]:
-        """Tiles that hold every pair once, and a row's pair with itself."""
+    @property
+    def strips(self) -> list[Strip]:
+        """All strips, which hold every pair once, and a row's pair with itself."""
+        starts = range(0, self.num_rows, self._panel)
+        return [
+            Strip(start, other, row)
+            for start in starts
+            for other in range(0, start + 1, self._panel)
+            for row in range(start, min(start + self._panel, self.num_rows), _TILE_ROWS)
+        ]
+
+    def tiles(self, strips: Iterable[Strip]) -> Iterator[Tile]:
+        """The tiles of some strips; the next strip is asked for when the tiles of the last have been taken."""
         buffer = torch.empty(_TILE_SIZE, dtype=self._dtype)
         buffer2 = torch.empty(_TILE_SIZE)
-        for start in range(0, self.num_rows, self._panel):
-            for other in range(0, start + 1, self._panel):
-                panel, base = self._load(start, keep=(other,)), self._load(other, keep=(start,))
-                for row in range(0, len(panel), _TILE_ROWS):
-                    block = panel[row : row + _TILE_ROWS]
-                    stop = row + len(block) if start == other else len(base)
-                    for column in range(0, stop, _TILE_COLUMNS):
-                        until = min(column + _TILE_COLUMNS, stop)
-                        if start == other and stop - until < len(block):
-                            until = stop  # The square of the rows themselves is not divided.
-                        size = len(block), until - column
-                        rounded = buffer[: size[0] * size[1]].view(size)
-                        score = buffer2[: size[0] * size[1]].view(size)
-                        torch.mm(block, base[column:until].T, out=rounded)
-                        score.copy_(rounded)
-                        first, second = start + row, other + column
-                        score.addr_(
-                            self._along[first : first + len(block)], self._along[second : second + until - column]
-                        )
-                        yield Tile(first, second, score, start == other and until == stop)
-                        if until == stop:
-                            break
+        for start, other, row in strips:
+            panel, base = self._load(start, keep=(other,)), self._load(other, keep=(start,))
+            block = panel[row - start : row - start + _TILE_ROWS]
+            stop = row - start + len(block) if start == other else len(base)
+            for column in range(0, stop, _TILE_COLUMNS):
+                until = min(column + _TILE_COLUMNS, stop)
+                if start == other and stop - until < len(block):
+                    until = stop  # The square of the rows themselves is not divided.
+                size = len(block), until - column
+                rounded = buffer[: size[0] * size[1]].view(size)
+                score = buffer2[: size[0] * size[1]].view(size)
+                torch.mm(block, base[column:until].T, out=rounded)
+                score.copy_(rounded)
+                second = other + column
+                score.addr_(self._along[row : row + len(block)], self._along[second : second + until - column])
+                yield Tile(row, second, score, start == other and until == stop)
+                if until == stop:
+                    break
 
     def _common_direction(self) -> Tensor:
         """A unit vector near the mean of the unit rows (F,), or zeros where they have none."""
@@ -233,6 +256,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left @ right.T
 
 
-def exact_candidates(rows: Rows, count: int, *, dtype: torch.dtype, device: torch.device) -> Candidates:
+def exact_candidates(rows: Rows, count: int, *, dtype: torch.dtype, device: torch.device, steps: Steps) -> Candidates:
     """Candidates that hold the ``count`` most similar rows of each, or say in ``left_out`` what they may lack."""
-    return select_candidates(RowProduct(rows, dtype, device), count).finish()
+    return select_candidates(RowProduct(rows, dtype, device), count, steps).finish()
