@@ -18,6 +18,7 @@ from dream_pyg import DatasetConfig, Interrupted, StoreError, build_store
 from dream_pyg.data.files import load_tensors
 from dream_pyg.graph import partial
 from dream_pyg.graph.knn import ArrayRows, exact
+from dream_pyg.graph.knn.candidates import CandidateLists
 from dream_pyg.graph.knn.exact import RowProduct, Strip, select_candidates
 from dream_pyg.graph.store import StoredGraph
 
@@ -160,15 +161,26 @@ def test_other_builds_do_not_take_what_was_found(strips: Strips, shop: Path, tmp
     assert [file.split("/")[0].split(".")[1] for file in partial_files(tmp_path)] == ["graphs", "graphs"]
 
 
+def lists_of(product: RowProduct, count: int, *, search: bool) -> CandidateLists:
+    """The lists after a search, or before it."""
+    kept = []
+
+    def steps(strips: Sequence[Strip], lists: CandidateLists) -> Sequence[Strip]:
+        kept.append(lists)
+        return strips if search else []
+
+    select_candidates(product, count, steps)
+    return kept[0]
+
+
 def test_lists_of_another_precision_or_size_are_not_taken():
     rows = ArrayRows(np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
-    product = RowProduct(rows, torch.float32, torch.device("cpu"))
-    found = select_candidates(product, 3, lambda strips, lists: strips)
-    rounded = RowProduct(rows, torch.bfloat16, torch.device("cpu"))
+    product, rounded = (RowProduct(rows, dtype, torch.device("cpu")) for dtype in (torch.float32, torch.bfloat16))
+    found = lists_of(product, 3, search=True)
     for other, count, taken in ((product, 3, True), (product, 4, False), (rounded, 3, False)):
-        fresh = select_candidates(other, count, lambda strips, lists: [])
+        fresh = lists_of(other, count, search=False)
         assert fresh.restore(found.state()) == taken
-        assert (fresh.index.equal(found.index)) == taken
+        assert fresh.index.equal(found.index) == taken
 
 
 def test_a_full_disk_does_not_end_the_search(

@@ -14,7 +14,7 @@ ScoreError = Callable[[Tensor | slice, Tensor], Tensor]
 """The most by which scores of about the given size (P,) of the given rows can be wrong (P,)."""
 
 _SLOTS_AT_ONCE = 16
-_FOUND = ("score", "index", "cut", "dropped")
+_FOUND = ("score", "index", "size", "cut", "dropped")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,9 @@ class CandidateLists:
     def __init__(self, num_rows: int, count: int, error: ScoreError, device: torch.device) -> None:
         room = min(4 * count + 24, num_rows)
         self.count = count
-        self.score = torch.full((num_rows, room), -torch.inf, device=device)  # falling in each row
+        self.score = torch.full((num_rows, room), -torch.inf, device=device)
         self.index = torch.full((num_rows, room), -1, dtype=torch.int32, device=device)
+        self.size = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.cut = torch.full((num_rows,), -torch.inf, device=device)
         self.dropped = torch.full((num_rows,), -torch.inf, device=device)  # the best that there was no room for
         self._error = error
@@ -58,11 +59,11 @@ class CandidateLists:
         """Add candidates: the row each belongs to, its id and its score, each (C,)."""
         self._waiting.append((row, index.to(torch.int32), score))
         self._num_waiting += len(row)
-        if self._num_waiting > len(self.cut):  # Many at once, for each time costs a pass over the lists.
+        if self._num_waiting > 4 * len(self.cut):  # Many at once, for each time costs passes over all rows.
             self.flush()
 
     def flush(self) -> None:
-        """Sort what was added into the lists."""
+        """Put what was added into the lists, and make room in those that are full."""
         if not self._num_waiting:
             return
         row, index, score = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
@@ -71,13 +72,21 @@ class CandidateLists:
         row, order = torch.sort(row[kept], stable=True)
         kept = kept[order]
         index, score = index[kept], score[kept]
-        size = torch.bincount(row, minlength=len(self.cut))
-        slot = torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[row]
-        for first in range(0, int(size.max()), _SLOTS_AT_ONCE):
-            now = ((slot >= first) & (slot < first + _SLOTS_AT_ONCE)).nonzero().view(-1)
-            self._merge(row[now], slot[now] - first, index[now], score[now])
+        added = torch.bincount(row, minlength=len(self.cut))
+        slot = torch.arange(len(row), device=row.device) - (added.cumsum(0) - added)[row]
+        fits = (self.size + added <= self.score.size(1))[row]
+        now = fits.nonzero().view(-1)
+        place = row[now] * self.score.size(1) + self.size[row[now]] + slot[now]
+        self.score.view(-1)[place] = score[now]
+        self.index.view(-1)[place] = index[now]
+        self.size += added  # of rows that are full as well, which are counted anew below
+        for first in range(0, int(slot.max()) + 1 if len(slot) else 0, _SLOTS_AT_ONCE):
+            now = (~fits & (slot >= first) & (slot < first + _SLOTS_AT_ONCE)).nonzero().view(-1)
+            if len(now):
+                self._merge(row[now], slot[now] - first, index[now], score[now])
 
     def _merge(self, row: Tensor, slot: Tensor, index: Tensor, score: Tensor) -> None:
+        """Add to rows that are full, and keep the best."""
         room = self.score.size(1)
         changed, position = torch.unique_consecutive(row, return_inverse=True)
         width = room + int(slot.max()) + 1
@@ -87,11 +96,13 @@ class CandidateLists:
         joined_index[:, :room] = self.index[changed]
         joined_score[position, room + slot] = score
         joined_index[position, room + slot] = index
-        best = joined_score.topk(min(room + 1, width), dim=1)
-        self.score[changed] = best.values[:, :room]
-        self.index[changed] = joined_index.gather(1, best.indices[:, :room])
-        self.dropped[changed] = torch.maximum(self.dropped[changed], best.values[:, room])
+        best = joined_score.topk(room + 1, dim=1)
         self.raise_cut(changed, best.values[:, self.count - 1])
+        self.dropped[changed] = torch.maximum(self.dropped[changed], best.values[:, room])
+        kept = best.values[:, :room] >= self.cut[changed, None]
+        self.score[changed] = best.values[:, :room].masked_fill(~kept, -torch.inf)
+        self.index[changed] = joined_index.gather(1, best.indices[:, :room]).masked_fill(~kept, -1)
+        self.size[changed] = kept.sum(dim=1)
 
     def state(self) -> dict[str, Tensor]:
         """All that was found so far, and how wrong it can be."""
@@ -109,13 +120,15 @@ class CandidateLists:
             getattr(self, name).copy_(state[name])
         return True
 
-    def finish(self) -> Candidates:
-        """The lists, without what has fallen below the cut since it was added."""
+    def finish(self, num_rows: int) -> Candidates:
+        """The lists of the first ``num_rows`` rows, without what has fallen below the cut since it was added."""
         self.flush()
-        error = self._error(slice(None), self.score[:, self.count - 1].clamp_min(-1))
-        kept = self.score >= self.cut[:, None]
-        width = max(1, int(kept.sum(dim=1).max()))  # The lists are in order, so what is kept comes first.
-        index = torch.where(kept, self.index, -1)[:, :width]
-        at_most = self.score[:, :width] + error[:, None]
+        score, order = self.score.sort(dim=1, descending=True)
+        self.raise_cut(slice(None), score[:, self.count - 1])
+        error = self._error(slice(None), score[:, self.count - 1].clamp_min(-1))
+        kept = score >= self.cut[:, None]
+        width = max(1, int(kept.sum(dim=1).max()))
+        index = torch.where(kept, self.index.gather(1, order), -1)[:, :width]
+        at_most = score[:, :width] + error[:, None]
         left_out = torch.maximum(self.cut, self.dropped) + error
-        return Candidates(*(part.cpu().numpy() for part in (index.long(), at_most, left_out)))
+        return Candidates(*(part[:num_rows].cpu().numpy() for part in (index.long(), at_most, left_out)))
