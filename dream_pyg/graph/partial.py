@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ _SAVING_SHARE = 20
 class PartialBuild:
     """The searches of one build, which go on where an earlier attempt at the same build stopped.
 
-    A context in which SIGINT and SIGTERM save what was found and raise :class:`~dream_pyg.errors.Interrupted`.
+    While it searches, SIGINT and SIGTERM save what was found and raise :class:`~dream_pyg.errors.Interrupted`.
 
     Args:
         path: The directory that is to be built.
@@ -51,14 +51,7 @@ class PartialBuild:
         self._directory = path.parent / f".{path.name}.{fingerprint[:16]}.partial"
         self._unsaved: dict[str, Neighbors] = {}
         self._next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
-        self._signals = interruptible()
-
-    def __enter__(self) -> Self:
-        self._interrupted = self._signals.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._signals.__exit__(kind, error, at)
+        self._interrupted = threading.Event()
 
     def search(self, rows: Rows, num_neighbors: int, *, what: str, **options: Any) -> Neighbors:
         """The neighbours that were found before, or else those of :func:`~dream_pyg.graph.knn.cosine_knn`."""
@@ -67,9 +60,10 @@ class PartialBuild:
         if kept is not None:
             neighbors = {part: tensor.numpy() for part, tensor in kept[0].items()}
             return Neighbors(neighbors["index"].astype(np.int64), neighbors["similarity"])
-        found = cosine_knn(rows, num_neighbors, what=what, steps=partial(self._steps, name, what), **options)
-        self._unsaved[name] = found
-        self._look_up()
+        with interruptible() as self._interrupted:
+            found = cosine_knn(rows, num_neighbors, what=what, steps=partial(self._steps, name, what), **options)
+            self._unsaved[name] = found
+            self._look_up()
         return found
 
     def discard(self) -> None:

@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from dream_pyg.data.files import (
     write_json,
 )
 from dream_pyg.errors import StoreError
-from dream_pyg.graph.build import build_graph
+from dream_pyg.graph.build import Search, build_graph
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
 from dream_pyg.graph.partial import PartialBuild
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
@@ -110,24 +110,50 @@ def build_store(
         "user_graphs": user_graphs,
     }
     inputs = describe_inputs(config, data_dir)
-    fingerprint = _fingerprint(config, inputs, parameters)
+    fingerprint = make_fingerprint(config, inputs, parameters)
     if overwrite:
         check_replaceable(path, INFO)
     elif path.exists():
-        _refuse_other(path, fingerprint)
+        refuse_other(path, fingerprint)
         return load_graph(path), True
+    partial = PartialBuild(path, fingerprint)
+    create_store(config, path, inputs, parameters, data_dir, overwrite=overwrite, searcher=lambda _: partial.search)
+    partial.discard()
+    return load_graph(path), False
+
+
+def create_store(
+    config: DatasetConfig,
+    path: Path,
+    inputs: Mapping[str, Mapping[str, str]],
+    parameters: Mapping[str, Any],
+    data_dir: str | Path | None,
+    *,
+    overwrite: bool,
+    searcher: Callable[[Dataset], Search],
+) -> None:
+    """Read a dataset, build its graph and write the store.
+
+    Args:
+        config: The dataset.
+        path: Directory of the store.
+        inputs: What :func:`~dream_pyg.data.dataset.describe_inputs` says of it.
+        parameters: Of the build.
+        data_dir: Where the dataset's files lie.
+        overwrite: Whether a store that is there is replaced.
+        searcher: Gives what finds the neighbours in a dataset.
+    """
     started = time.perf_counter()
     dataset = load_dataset(config, data_dir)
     read = time.perf_counter()
-    with PartialBuild(path, fingerprint) as partial:
-        graph = build_graph(dataset, **parameters, search=partial.search)
+    graph = build_graph(dataset, **parameters, search=searcher(dataset))
     built = time.perf_counter()
     info = {
         "format_version": FORMAT_VERSION,
-        "fingerprint": fingerprint,
+        "fingerprint": make_fingerprint(config, inputs, parameters),
         "dataset": dataset.name,
         "config": config.model_dump(mode="json", exclude_none=True),
-        "parameters": parameters,
+        "parameters": dict(parameters),
         "inputs": inputs,
         "counts": _counts(graph),
         "report": dict(dataset.report),
@@ -136,8 +162,6 @@ def build_store(
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     save_graph(path, graph, dataset, info, overwrite=overwrite)
-    partial.discard()
-    return load_graph(path), False
 
 
 def save_graph(
@@ -215,7 +239,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
     return info
 
 
-def _refuse_other(path: Path, fingerprint: str) -> None:
+def refuse_other(path: Path, fingerprint: str) -> None:
+    """Raise a StoreError if ``path`` is not the store of this fingerprint."""
     existing = read_info(path)["fingerprint"]
     if existing != fingerprint:
         raise StoreError(
@@ -240,7 +265,8 @@ def _checksum(info: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
-def _fingerprint(config: DatasetConfig, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+def make_fingerprint(config: DatasetConfig, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    """The fingerprint of the store that is built from a dataset."""
     # What a file holds counts, not where it lies or what it is called.
     unnamed: Any = {"interactions": {"path"}, "items": {"path"}, "modalities": True, "name": True, "expected": True}
     meaning = config.model_dump(mode="json", exclude_none=True, exclude=unnamed)

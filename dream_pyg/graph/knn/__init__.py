@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dream_pyg.data.features import Neighbors
 from dream_pyg.data.progress import progress
@@ -17,11 +16,11 @@ from dream_pyg.errors import ConfigError
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.exact import Steps, exact_candidates
 from dream_pyg.graph.knn.flat import flat_candidates
-from dream_pyg.graph.knn.refine import rank_candidates, search_in_double, similarities
+from dream_pyg.graph.knn.refine import as_neighbors, nearest_of
 from dream_pyg.graph.knn.rows import ArrayRows, Rows
 from dream_pyg.graph.processor import has_bfloat16_units
 
-__all__ = ["ArrayRows", "Candidates", "Engine", "Rows", "Steps", "cosine_knn"]
+__all__ = ["ArrayRows", "Candidates", "Engine", "Rows", "Steps", "check_num_neighbors", "cosine_knn"]
 
 Engine = Literal["exact", "flat"]
 
@@ -57,6 +56,20 @@ def cosine_knn(
     Raises:
         ConfigError: If K is not between 1 and N - 1 (N with self).
     """
+    count = check_num_neighbors(rows, num_neighbors, include_self, what)
+    similarity, index = np.zeros((rows.shape[0], 0), dtype=np.float32), np.zeros((rows.shape[0], 0), dtype=np.int64)
+    if count:
+        candidates = _candidates(rows, count, engine, torch.device(device), what, steps)
+        similarity, index = nearest_of(rows, candidates, count)
+    return as_neighbors(rows, similarity, index, include_self=include_self)
+
+
+def check_num_neighbors(rows: Rows, num_neighbors: int, include_self: bool, what: str) -> int:
+    """How many neighbours of each row are to be found, without the row itself.
+
+    Raises:
+        ConfigError: If K is not between 1 and N - 1 (N with self).
+    """
     num_rows, _ = rows.shape
     limit = num_rows if include_self else num_rows - 1
     if not 1 <= num_neighbors <= limit:
@@ -64,31 +77,7 @@ def cosine_knn(
             f"num_neighbors must be between 1 and {limit} for {num_rows} {what} (got {num_neighbors}). "
             "Choose a smaller number of neighbours."
         )
-    count = num_neighbors - include_self
-    similarity, index = np.zeros((num_rows, 0), dtype=np.float32), np.zeros((num_rows, 0), dtype=np.int64)
-    if count:
-        candidates = _candidates(rows, count, engine, torch.device(device), what, steps)
-        similarity, index = _rank(rows, candidates, count)
-    if include_self:
-        step = 1024
-        own = np.concatenate(
-            [
-                np.where(rows.take(start, start + step).any(axis=1), np.arange(start, min(start + step, num_rows)), -1)
-                for start in range(0, num_rows, step)
-            ]
-        )
-        index = np.concatenate([own[:, None], index], axis=1)
-        similarity = np.concatenate([np.ones((num_rows, 1), dtype=np.float32), similarity], axis=1)
-    return Neighbors(index, np.where(index >= 0, np.clip(similarity, -1, 1), np.float32(0)))
-
-
-def _rank(rows: Rows, candidates: Candidates, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    similarity, index, certain = rank_candidates(rows, candidates, count)
-    if not certain.all():
-        for chosen, _, found in search_in_double(rows, np.flatnonzero(~certain), count):
-            index[chosen] = found
-        similarity = np.where(certain[:, None], similarity, similarities(rows, index, ~certain))
-    return similarity, index
+    return num_neighbors - include_self
 
 
 def _candidates(

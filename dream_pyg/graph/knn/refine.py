@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dream_pyg.data.features import Neighbors
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.rows import Rows, unit_rows
 
@@ -18,6 +19,46 @@ _TIE_DECIMALS = 12
 """Cosines that agree to this many decimals in float64 are ties."""
 _PANEL_BYTES = 96 << 20
 _GATHERED_BYTES = 32 << 20
+
+
+def nearest_of(
+    rows: Rows, candidates: Candidates, count: int, wanted: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The most similar rows of each, from its candidates or, where these may lack one, from all rows.
+
+    Args:
+        rows: The rows (N, F).
+        candidates: Lists of candidates (N, M).
+        count: K.
+        wanted: Whose are wanted (N,); by default all.
+
+    Returns:
+        Cosines (N, K) and ids (N, K) as :func:`rank_candidates` gives them.
+    """
+    similarity, index, certain = rank_candidates(rows, candidates, count)
+    uncertain = ~certain if wanted is None else ~certain & wanted
+    if uncertain.any():
+        for chosen, _, found in search_in_double(rows, np.flatnonzero(uncertain), count):
+            index[chosen] = found
+        similarity = np.where(uncertain[:, None], similarities(rows, index, uncertain), similarity)
+    return similarity, index
+
+
+def as_neighbors(
+    rows: Rows, similarity: NDArray[np.float32], index: NDArray[np.int64], *, include_self: bool
+) -> Neighbors:
+    """Lists of neighbours (N, K) of cosines and ids (N, K), or of (N, K - 1) with each row as its own first."""
+    if include_self:
+        num_rows, step = len(index), 1024
+        own = np.concatenate(
+            [
+                np.where(rows.take(start, start + step).any(axis=1), np.arange(start, min(start + step, num_rows)), -1)
+                for start in range(0, num_rows, step)
+            ]
+        )
+        index = np.concatenate([own[:, None], index], axis=1)
+        similarity = np.concatenate([np.ones((num_rows, 1), dtype=np.float32), similarity], axis=1)
+    return Neighbors(index, np.where(index >= 0, np.clip(similarity, -1, 1), np.float32(0)))
 
 
 def rank_candidates(
