@@ -17,9 +17,27 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def progress(
-    items: Iterable[T], description: str, *, total: int | None = None, leave: bool = False, initial: int = 0
+    items: Iterable[T],
+    description: str,
+    *,
+    total: int | None = None,
+    leave: bool = False,
+    initial: int = 0,
+    hidden: bool = False,
 ) -> Iterator[T]:
-    """Yield ``items`` while showing how far the loop has come, on standard error; ``initial`` more were done before."""
+    """Yield ``items`` while showing how far the loop has come, on standard error.
+
+    Args:
+        items: What is gone through.
+        description: What is done.
+        total: How many there are.
+        leave: Whether the bar stays when it is done.
+        initial: How many more were done before.
+        hidden: Whether to show nothing, since another process shows it.
+    """
+    if hidden:
+        yield from items
+        return
     if total is None and isinstance(items, Sized):
         total = len(items) + initial
     if sys.stderr.isatty():

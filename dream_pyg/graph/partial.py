@@ -25,7 +25,7 @@ from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.data.progress import progress
 from dream_pyg.data.signals import interruptible
 from dream_pyg.errors import Interrupted, StoreError
-from dream_pyg.graph.knn import Rows, cosine_knn
+from dream_pyg.graph.knn import Rows, cosine_knn, nobody, ranks
 from dream_pyg.graph.knn.candidates import CandidateLists
 from dream_pyg.graph.knn.exact import Strip
 
@@ -56,13 +56,16 @@ class PartialBuild:
     def search(self, rows: Rows, num_neighbors: int, *, what: str, **options: Any) -> Neighbors:
         """The neighbours that were found before, or else those of :func:`~dream_pyg.graph.knn.cosine_knn`."""
         name = what.replace(" ", "_")
-        kept = self._load(name)
-        if kept is not None:
+        kept = None if ranks.rank() else self._load(name)
+        if ranks.first_says(kept is not None):
+            if kept is None:
+                return nobody(rows, num_neighbors)
             neighbors = {part: tensor.numpy() for part, tensor in kept[0].items()}
             return Neighbors(neighbors["index"].astype(np.int64), neighbors["similarity"])
         with interruptible() as self._interrupted:
             found = cosine_knn(rows, num_neighbors, what=what, steps=partial(self._steps, name, what), **options)
-            self._unsaved[name] = found
+            if not ranks.rank():
+                self._unsaved[name] = found
             self._look_up()
         return found
 
@@ -73,13 +76,13 @@ class PartialBuild:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def _steps(self, name: str, what: str, strips: Sequence[Strip], lists: CandidateLists) -> Iterator[Strip]:
-        search = f"{name}.search"
+        search = f"{name}.search" + (f"-{ranks.rank()}-of-{ranks.num_ranks()}" if ranks.num_ranks() > 1 else "")
         kept = self._load(search)
         done = 0
         if kept is not None and kept[1]["strips"] == str(len(strips)) and lists.restore(kept[0]):
             done = int(kept[1]["done"])
             logger.info("kNN of %s goes on at %d%%", what, 100 * done // len(strips))
-        for strip in progress(strips[done:], f"kNN of {what}", initial=done):
+        for strip in progress(strips[done:], f"kNN of {what}", initial=done, hidden=not ranks.speaks()):
             yield strip
             done += 1
             self._look_up(search, lists, {"done": str(done), "strips": str(len(strips))})
@@ -97,7 +100,8 @@ class PartialBuild:
                 index = torch.from_numpy(neighbors.index.astype(np.int32))
                 tensors = {"index": index, "similarity": torch.from_numpy(neighbors.similarity)}
                 save_tensors(self._file(finished), tensors)
-                self._file(f"{finished}.search").unlink(missing_ok=True)
+                for search in self._directory.glob(f"{finished}.search*"):
+                    search.unlink(missing_ok=True)
             self._unsaved.clear()
             if lists is not None:
                 save_tensors(self._file(name), lists.state(), position)

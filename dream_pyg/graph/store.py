@@ -38,6 +38,7 @@ from dream_pyg.data.files import (
 from dream_pyg.errors import StoreError
 from dream_pyg.graph.build import Search, build_graph
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
+from dream_pyg.graph.knn import ranks
 from dream_pyg.graph.partial import PartialBuild
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
 
@@ -86,6 +87,8 @@ def build_store(
 ) -> tuple[StoredGraph, bool]:
     """Build a dataset's graph into ``path``, or reuse what was built there from the same inputs and parameters.
 
+    Processes that torchrun starts search together; the first of them writes.
+
     Args:
         config: The dataset.
         path: Directory of the store.
@@ -109,17 +112,27 @@ def build_store(
         "include_self": include_self,
         "user_graphs": user_graphs,
     }
+    with ranks.joined():
+        inputs, found = ranks.together(lambda: _look_up(config, path, data_dir, parameters, overwrite=overwrite))
+        if found is not None:
+            return found, True
+        partial = PartialBuild(path, make_fingerprint(config, inputs, parameters))
+        create_store(config, path, inputs, parameters, data_dir, overwrite=overwrite, searcher=lambda _: partial.search)
+        partial.discard()
+    return load_graph(path), False
+
+
+def _look_up(
+    config: DatasetConfig, path: Path, data_dir: str | Path | None, parameters: Mapping[str, Any], *, overwrite: bool
+) -> tuple[dict[str, dict[str, str]], StoredGraph | None]:
+    """The inputs, and what was built from them before."""
     inputs = describe_inputs(config, data_dir)
-    fingerprint = make_fingerprint(config, inputs, parameters)
     if overwrite:
         check_replaceable(path, INFO)
     elif path.exists():
-        refuse_other(path, fingerprint)
-        return load_graph(path), True
-    partial = PartialBuild(path, fingerprint)
-    create_store(config, path, inputs, parameters, data_dir, overwrite=overwrite, searcher=lambda _: partial.search)
-    partial.discard()
-    return load_graph(path), False
+        refuse_other(path, make_fingerprint(config, inputs, parameters))
+        return inputs, load_graph(path)
+    return inputs, None
 
 
 def create_store(
@@ -144,7 +157,7 @@ def create_store(
         searcher: Gives what finds the neighbours in a dataset.
     """
     started = time.perf_counter()
-    dataset = load_dataset(config, data_dir)
+    dataset = ranks.together(lambda: load_dataset(config, data_dir))
     read = time.perf_counter()
     graph = build_graph(dataset, **parameters, search=searcher(dataset))
     built = time.perf_counter()
@@ -161,7 +174,7 @@ def create_store(
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    save_graph(path, graph, dataset, info, overwrite=overwrite)
+    ranks.together(lambda: None if ranks.rank() else save_graph(path, graph, dataset, info, overwrite=overwrite))
 
 
 def save_graph(

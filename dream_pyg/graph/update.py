@@ -18,7 +18,7 @@ from dream_pyg.data.files import check_replaceable
 from dream_pyg.data.tables import positions
 from dream_pyg.errors import StoreError
 from dream_pyg.graph.build import UserFeatures
-from dream_pyg.graph.knn import Rows, cosine_knn
+from dream_pyg.graph.knn import Rows, cosine_knn, ranks
 from dream_pyg.graph.knn.update import Known, Updated, update_knn
 from dream_pyg.graph.relations import neighbors_of
 from dream_pyg.graph.schema import (
@@ -80,7 +80,7 @@ def update_store(
     path = known.path if out is None else Path(out)
     inputs = describe_inputs(config, data_dir)
     fingerprint = make_fingerprint(config, inputs, known.info["parameters"])
-    if fingerprint == known.fingerprint and out is None:
+    if fingerprint == known.fingerprint and path.resolve() == known.path.resolve():
         return known, {}
     if out is None or overwrite:
         check_replaceable(path, INFO)
@@ -88,15 +88,16 @@ def update_store(
         refuse_other(path, fingerprint)
         return load_graph(path), {}
     updates: dict[str, Updated] = {}
-    create_store(
-        config,
-        path,
-        inputs,
-        known.info["parameters"],
-        data_dir,
-        overwrite=out is None or overwrite,
-        searcher=lambda dataset: _Continuation(known, dataset, updates).search,
-    )
+    with ranks.joined():
+        create_store(
+            config,
+            path,
+            inputs,
+            known.info["parameters"],
+            data_dir,
+            overwrite=out is None or overwrite,
+            searcher=lambda dataset: _Continuation(known, dataset, updates).search,
+        )
     return load_graph(path), updates
 
 

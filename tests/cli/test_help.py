@@ -14,7 +14,7 @@ from click.testing import Result
 from dream_pyg.cli import main
 from dream_pyg.models import MODELS
 
-COMMANDS = ["build-graph", "demo", "evaluate", "export", "inspect", "models", "recommend", "train"]
+COMMANDS = ["build-graph", "demo", "evaluate", "export", "inspect", "models", "recommend", "train", "update-graph"]
 
 
 def test_every_command_is_listed(command: Callable[..., Result]):

@@ -36,7 +36,7 @@ class Strips:
         self.then: Callable[[], Any] = lambda: None
         self.after = -1
 
-    def _count(self, strips: Sequence[Strip], description: str, *, initial: int) -> Iterator[Strip]:
+    def _count(self, strips: Sequence[Strip], description: str, **_: Any) -> Iterator[Strip]:
         for strip in strips:
             self.total += 1
             if self.total == self.after:
@@ -106,7 +106,7 @@ from dream_pyg import DatasetConfig, build_store
 from dream_pyg.graph import partial
 from dream_pyg.graph.knn import exact
 exact._TILE_ROWS, exact._PANEL_BYTES, partial._SECONDS_BETWEEN_SAVES, partial._SAVING_SHARE = 16, 1, 0, 0
-def progress(strips, description, *, initial):
+def progress(strips, description, **_):
     for strip in strips:
         yield strip
         if description == "kNN of users by image" and strip.row == 32:

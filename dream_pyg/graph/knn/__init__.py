@@ -13,6 +13,7 @@ import torch
 from dream_pyg.data.features import Neighbors
 from dream_pyg.data.progress import progress
 from dream_pyg.errors import ConfigError
+from dream_pyg.graph.knn import ranks
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.exact import Steps, exact_candidates
 from dream_pyg.graph.knn.flat import flat_candidates
@@ -20,7 +21,7 @@ from dream_pyg.graph.knn.refine import as_neighbors, nearest_of
 from dream_pyg.graph.knn.rows import ArrayRows, Rows
 from dream_pyg.graph.processor import has_bfloat16_units
 
-__all__ = ["ArrayRows", "Candidates", "Engine", "Rows", "Steps", "check_num_neighbors", "cosine_knn"]
+__all__ = ["ArrayRows", "Candidates", "Engine", "Rows", "Steps", "check_num_neighbors", "cosine_knn", "nobody"]
 
 Engine = Literal["exact", "flat"]
 
@@ -51,16 +52,22 @@ def cosine_knn(
         steps: How the strips of ``exact`` are gone through; by default all of them, with a progress bar.
 
     Returns:
-        Neighbours (N, K), the most similar first; of ties those with lower ids. ``-1`` fills rows that have fewer.
+        Neighbours (N, K), the most similar first; of ties those with lower ids. ``-1`` fills rows that have fewer. Of
+        several processes only the first gets them; see :mod:`~dream_pyg.graph.knn.ranks`.
 
     Raises:
         ConfigError: If K is not between 1 and N - 1 (N with self).
     """
     count = check_num_neighbors(rows, num_neighbors, include_self, what)
     similarity, index = np.zeros((rows.shape[0], 0), dtype=np.float32), np.zeros((rows.shape[0], 0), dtype=np.int64)
+    if ranks.rank() and engine == "flat":  # which one process does alone
+        count = 0
     if count:
         candidates = _candidates(rows, count, engine, torch.device(device), what, steps)
-        similarity, index = nearest_of(rows, candidates, count)
+        if not ranks.rank():
+            similarity, index = nearest_of(rows, candidates, count)
+    if ranks.rank():
+        return nobody(rows, num_neighbors)
     return as_neighbors(rows, similarity, index, include_self=include_self)
 
 
@@ -80,11 +87,17 @@ def check_num_neighbors(rows: Rows, num_neighbors: int, include_self: bool, what
     return num_neighbors - include_self
 
 
+def nobody(rows: Rows, num_neighbors: int) -> Neighbors:
+    """Lists without any neighbour."""
+    shape = rows.shape[0], num_neighbors
+    return Neighbors(np.full(shape, -1), np.zeros(shape, dtype=np.float32))
+
+
 def _candidates(
     rows: Rows, count: int, engine: Engine, device: torch.device, what: str, steps: Steps | None
 ) -> Candidates:
     if engine == "flat":
         return flat_candidates(rows, count, what=what)
     dtype = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
-    steps = steps or (lambda strips, lists: progress(strips, f"kNN of {what}"))
+    steps = steps or (lambda strips, lists: progress(strips, f"kNN of {what}", hidden=not ranks.speaks()))
     return exact_candidates(rows, count, dtype=dtype, device=device, steps=steps)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dream_pyg.graph.knn import ranks
 from dream_pyg.graph.knn.candidates import CandidateLists, Candidates
 from dream_pyg.graph.knn.rows import Rows
 
@@ -100,11 +101,17 @@ def select_candidates(product: Product, count: int, steps: Steps) -> Candidates:
 
     Both rows of a pair profit from its one score. Nothing is sorted: a score is compared with its row's cut, which
     rises as better ones are found, and most are not even looked at, since the maximum of their group is below it.
+    Of several processes each does its share, and the first has what all of them found.
     """
     lists = CandidateLists(len(product.absent), count, product.error, product.absent.device)
     lists.cut[product.absent] = torch.inf
-    for tile in product.tiles(steps(product.strips, lists)):
-        _select_from_tile(lists, product, tile)
+
+    def search() -> None:
+        for tile in product.tiles(steps(ranks.share(product.strips), lists)):
+            _select_from_tile(lists, product, tile)
+
+    ranks.together(search)
+    ranks.merge(lists)
     return lists.finish(product.num_rows)
 
 

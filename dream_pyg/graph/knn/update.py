@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dream_pyg.data.features import Neighbors
 from dream_pyg.data.progress import progress
-from dream_pyg.graph.knn import check_num_neighbors, cosine_knn
+from dream_pyg.graph.knn import check_num_neighbors, cosine_knn, ranks
 from dream_pyg.graph.knn.candidates import CandidateLists, Candidates
 from dream_pyg.graph.knn.refine import as_neighbors, nearest_of
 from dream_pyg.graph.knn.rows import Rows, unit_rows
@@ -124,7 +124,7 @@ def _search(
     step = max(256, _BLOCK_BYTES // (8 * num_features))
     wanted = np.flatnonzero(searched)
     parts = range(0, len(wanted), step)
-    for start in progress(range(0, num_rows, step), f"kNN of {len(wanted):,} {what}"):
+    for start in progress(range(0, num_rows, step), f"kNN of {len(wanted):,} {what}", hidden=not ranks.speaks()):
         base = torch.from_numpy(unit_rows(rows.take(start, start + step))).float()
         absent = ~base.any(dim=1)
         columns = slice(start, start + len(base))
