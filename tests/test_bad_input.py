@@ -337,6 +337,39 @@ def test_a_store_of_another_format(command: Command, damaged_store: Path):
         results.append(command("inspect", damaged_store))
 
 
+def test_an_update_of_what_is_no_store(command: Command, shop: Path, tmp_path: Path):
+    with refusal(tmp_path, 1, "not a graph store", "build-graph") as results:
+        results.append(command("update-graph", tmp_path / "nowhere", shop))
+
+
+def test_an_update_with_other_parameters(command: Command, shop: Path, damaged_store: Path):
+    with refusal(damaged_store.parent, 1, "num_neighbors", "6 asked", "build-graph") as results:
+        results.append(command("update-graph", damaged_store, shop, "-k", 6))
+
+
+def test_an_update_from_a_damaged_store(command: Command, shop: Path, damaged_store: Path):
+    content = bytearray((damaged_store / "edges.safetensors").read_bytes())
+    content[-1] ^= 1
+    (damaged_store / "edges.safetensors").write_bytes(content)
+    with refusal(damaged_store.parent, 1, "edges.safetensors", "damaged") as results:
+        results.append(command("update-graph", damaged_store, shop))
+
+
+def test_an_update_to_a_place_that_is_taken(command: Command, shop: Path, damaged_store: Path):
+    (damaged_store.parent / "home").mkdir()
+    (damaged_store.parent / "home" / "thesis.tex").write_text("years of work")
+    for options in ([], ["--overwrite"]):
+        with refusal(damaged_store.parent, 1, "home") as results:
+            results.append(
+                command("update-graph", damaged_store, shop, "--out", damaged_store.parent / "home", *options)
+            )
+
+
+def test_an_update_from_data_that_is_not_there(command: Command, damaged_store: Path):
+    with refusal(damaged_store.parent, 2, "nothing.toml") as results:
+        results.append(command("update-graph", damaged_store, damaged_store.parent / "nothing.toml"))
+
+
 @pytest.mark.parametrize("text", ["null", "[]", '"graph"', "{}", ""])
 def test_a_graph_json_that_says_something_else(command: Command, damaged_store: Path, text: str):
     (damaged_store / "graph.json").write_text(text)
