@@ -44,7 +44,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[dev]"
+	$(PIP) --editable ".[dev,plots,tune]"
 	touch $@
 
 # Neither has a wheel: pip compiles them against the installed torch (about ten minutes) and keeps the result.

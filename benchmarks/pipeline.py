@@ -95,7 +95,7 @@ def main() -> None:
                 report["seconds"][f"{name} {stage}"] = summary([line[key] for line in lines])
             run = load_run(result.run)
             report["seconds"][f"{name} test, all metrics"] = repeat(
-                lambda run=run: evaluate(run.embeddings(), run.graph, "test"), arguments.repetitions
+                lambda run=run: evaluate(run.scorer(), run.graph, "test"), arguments.repetitions
             )
     for stage, seconds in report["seconds"].items():
         print(f"{stage:<34}" + "  ".join(f"{key} {value:7.3f}" for key, value in seconds.items()))

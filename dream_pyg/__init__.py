@@ -9,6 +9,7 @@ The public names::
     recommend_table(run, k=10)
 """
 
+from dream_pyg.analysis.figures import make_figure
 from dream_pyg.config import RunConfig, TrainingConfig
 from dream_pyg.data.dataset import Dataset, DatasetConfig, load_dataset
 from dream_pyg.data.synthetic import make_synthetic
@@ -25,7 +26,19 @@ from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.store import StoredGraph, build_store, load_graph
 from dream_pyg.graph.update import update_store
-from dream_pyg.models import BPR, DREAM, MODELS, Batch, Embeddings, LightGCN, MostPopular, Recommender
+from dream_pyg.models import (
+    BPR,
+    DREAM,
+    EASE,
+    MODELS,
+    Batch,
+    Embeddings,
+    ItemWeights,
+    LightGCN,
+    MostPopular,
+    Recommender,
+    Scorer,
+)
 from dream_pyg.ranking import recommend
 from dream_pyg.serving import export_run, recommend_table
 from dream_pyg.training.run import Run, load_run
@@ -34,6 +47,7 @@ from dream_pyg.training.trainer import TrainResult, train
 __all__ = [
     "BPR",
     "DREAM",
+    "EASE",
     "MODELS",
     "Batch",
     "ConfigError",
@@ -43,12 +57,14 @@ __all__ = [
     "DreamPygError",
     "Embeddings",
     "Interrupted",
+    "ItemWeights",
     "LightGCN",
     "MostPopular",
     "Recommender",
     "ResumeError",
     "Run",
     "RunConfig",
+    "Scorer",
     "StoreError",
     "StoredGraph",
     "TrainResult",
@@ -61,6 +77,7 @@ __all__ = [
     "load_dataset",
     "load_graph",
     "load_run",
+    "make_figure",
     "make_synthetic",
     "recommend",
     "recommend_table",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -25,6 +27,7 @@ from dream_pyg.data.validation import explain
 from dream_pyg.errors import ConfigError
 from dream_pyg.evaluation import parse_metric
 from dream_pyg.models import find_model
+from dream_pyg.presets import find_preset
 
 
 class TrainingConfig(BaseModel):
@@ -48,6 +51,9 @@ class TrainingConfig(BaseModel):
     """Epochs from one validation to the next; the last epoch is validated as well."""
     checkpoint_every: PositiveInt = 1
     """Epochs from one resumable checkpoint to the next; an interrupt always writes one."""
+    keep_every: NonNegativeInt = 0
+    """Epochs from one kept copy of the weights to the next, from epoch 0 on, for figures that show the training; 0
+    keeps none."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of initialisation, shuffling and negative sampling."""
     device: str = "auto"
@@ -112,12 +118,21 @@ class RunConfig(BaseModel):
         graph: str | Path | None = None,
         model: str | None = None,
         num_neighbors: int | None = None,
+        preset: str | Path | None = None,
         overrides: Iterable[str] = (),
     ) -> Self:
-        """Merge a TOML file, named arguments and ``section.key=value`` overrides, the later the stronger.
+        """Merge a preset, a TOML file, named arguments and ``section.key=value`` overrides, the later the stronger.
+
+        Args:
+            file: A TOML file as :meth:`save` writes it; keys may be left out.
+            graph: The graph store.
+            model: The model.
+            num_neighbors: Neighbours of each node in the relation graphs.
+            preset: Name or path of a preset (:mod:`dream_pyg.presets`).
+            overrides: Single values.
 
         Raises:
-            ConfigError: If a key is unknown, a value is out of range, or graph or model is missing.
+            ConfigError: If a key or preset is unknown, a value is out of range, or graph or model is missing.
         """
         values: dict[str, Any] = _read_toml(file) if file is not None else {}
         if graph is not None:
@@ -129,6 +144,9 @@ class RunConfig(BaseModel):
             # Hyper-parameters of another model mean nothing to this one.
             keep = isinstance(previous, dict) and previous.get("name") == model
             values["model"] = previous if keep else {"name": model}
+        overrides = list(overrides)
+        if preset is not None:
+            values = _on_preset(preset, values, overrides)
         for override in overrides:
             _apply(values, override)
         for key, cure in (("graph", "the graph store's path"), ("model", "a model with --model NAME")):
@@ -187,6 +205,20 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"Cannot read the config file {path}: {error.strerror}. Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _on_preset(preset: str | Path, values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """What a preset says of the model that ``values`` and ``overrides`` name, with ``values`` laid over it."""
+    named = copy.deepcopy(values)
+    for override in overrides:
+        _apply(named, override)
+    if not isinstance(model := named.get("model"), dict):
+        return values  # a mistake that is explained when the whole is validated
+    merged = dict(values)
+    for section, below in find_preset(preset, _split_name(model)[0]).values.items():
+        above = values.get(section, {})
+        merged[section] = {**below, **above} if isinstance(above, dict) else above
+    return merged
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -29,5 +29,9 @@ class TrainingError(DreamPygError):
     """Training cannot go on: a loss is no longer finite, or nothing can be learned from the graph."""
 
 
+class MissingExtraError(DreamPygError):
+    """An optional package is not installed."""
+
+
 class Interrupted(DreamPygError):
     """A signal asked to stop, and what was done so far is saved."""

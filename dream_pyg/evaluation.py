@@ -18,8 +18,9 @@ from torch_geometric.metrics import (
 )
 
 from dream_pyg.errors import ConfigError, DataError
+from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
-from dream_pyg.models.base import Embeddings
+from dream_pyg.models.base import Scorer
 from dream_pyg.ranking import SeenItems, rank_blocks
 
 METRICS = {
@@ -34,7 +35,7 @@ COVERAGE = "coverage"
 
 
 def evaluate(
-    embeddings: Embeddings,
+    scorer: Scorer,
     graph: HeteroData,
     split: str,
     *,
@@ -51,7 +52,7 @@ def evaluate(
     published table, unless ``mask_valid``.
 
     Args:
-        embeddings: Representations of all users and items.
+        scorer: What a model made of the graph: its embeddings, or its item weights.
         graph: The graph with the labels.
         split: ``"train"``, ``"valid"`` or ``"test"``; on ``"train"`` nothing is masked.
         ks: Cut-offs.
@@ -75,7 +76,7 @@ def evaluate(
     if mask_valid and split == "test":
         masked.append(store[label_name("valid")])
     seen = SeenItems.from_pairs(torch.cat(masked, dim=1), num_users) if masked else None
-    wanted = SeenItems.from_pairs(targets, num_users)
+    wanted = UserItems.from_pairs(targets, num_users)
 
     device = targets.device
     ranked = LinkPredMetricCollection(
@@ -84,7 +85,7 @@ def evaluate(
     ).to(device)
     coverage = {k: LinkPredCoverage(k, num_items).to(device) for k in ks if COVERAGE in metrics}
     users = torch.unique(targets[0])
-    for block in rank_blocks(embeddings, users, max(ks), seen):
+    for block in rank_blocks(scorer, users, max(ks), seen):
         # Empty places get an id that no item has, for an id of -1 would match another user's item.
         ranked.update(block.item.masked_fill(block.item < 0, num_items), wanted.coordinates(block.user))
         for k, metric in coverage.items():

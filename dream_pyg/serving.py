@@ -51,7 +51,7 @@ def recommend_table(
         splits = ("train", "valid", "test") if mask_held_out else ("train",)
         pairs = torch.cat([store[label_name(split)] for split in splits], dim=1)
         seen = SeenItems.from_pairs(pairs, run.model.num_users)
-    blocks = rank_blocks(run.embeddings(), rows.to(store.edge_index.device), k, seen)
+    blocks = rank_blocks(run.scorer(), rows.to(store.edge_index.device), k, seen)
     return pl.concat([_frame(run, block) for block in blocks])
 
 
@@ -96,6 +96,7 @@ def export_run(run: Run, path: str | Path, *, format: str = "safetensors", overw
         What ``export.json`` says.
 
     Raises:
+        ConfigError: If the format is unknown, or the model has no embeddings (then write its recommendations).
         StoreError: If ``path`` exists and may not be replaced, or cannot be written.
     """
     if format not in EXPORT_FORMATS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from click.testing import CliRunner, Result
 
 from dream_pyg import DatasetConfig, RunConfig, build_store, make_synthetic, train
 from dream_pyg.cli import main
+from dream_pyg.data.files import read_json, write_json
+from dream_pyg.training.run import RunPaths
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -52,6 +55,35 @@ def shop_run(shop_graph: Path) -> Path:
         overrides=["training.epochs=3", "training.device=cpu", "training.batch_size=64"],
     )
     return train(config, shop_graph.parent / "run").run
+
+
+@pytest.fixture(scope="session")
+def kept_run(shop_graph: Path) -> Path:
+    """DREAM trained on the bookshop for two epochs, whose weights are kept."""
+    overrides = ["epochs=2", "device=cpu", "batch_size=64", "learning_rate=0.02", "keep_every=1"]
+    config = RunConfig.create(
+        graph=shop_graph, model="dream", overrides=[f"training.{override}" for override in overrides]
+    )
+    return train(config, shop_graph.parent / "kept").run
+
+
+@pytest.fixture
+def variant(kept_run: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Make a run that claims another configuration and score: ``variant("a", "training.seed=1", score=0.1)``."""
+
+    def make(name: str, *overrides: str, score: float = 0.5) -> Path:
+        run = tmp_path / "variants" / name
+        shutil.copytree(kept_run, run)
+        paths = RunPaths(run)
+        config = RunConfig.create(file=paths.config, overrides=overrides)
+        config.save(paths.config)
+        write_json(paths.info, {**read_json(paths.info), "config": config.to_dict()})
+        metrics = read_json(paths.test_metrics)
+        metrics["lines"]["general"]["recall@20"] = score
+        write_json(paths.test_metrics, metrics)
+        return run
+
+    return make
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,17 @@ from dream_pyg.data.dataset import Dataset, DatasetConfig, Modality
 from dream_pyg.data.features import FeatureMatrix
 from dream_pyg.data.interactions import SPLITS, TEST, TRAIN, VALID, Interactions
 from dream_pyg.graph.build import build_graph
-from dream_pyg.graph.schema import ITEM, feature_modalities, feature_name, knn_edge, norm_name
+from dream_pyg.graph.edges import add_interaction_edges
+from dream_pyg.graph.schema import (
+    INTERACTS,
+    ITEM,
+    USER,
+    feature_modalities,
+    feature_name,
+    knn_edge,
+    label_name,
+    norm_name,
+)
 from dream_pyg.graph.store import StoredGraph, build_store
 
 MODALITIES = ("image", "text", "audio")
@@ -55,6 +66,15 @@ def random_dataset(modalities: Sequence[str] = MODALITIES[:2], *, seed: int = 0)
         features[name] = Modality(_feature_matrix(rows, np.isin(np.arange(num_items), lacking)))
     interactions = _interactions(user[shuffled], item[shuffled], split[user, item][shuffled], (num_users, num_items))
     return Dataset("random", interactions, features, {}, {})
+
+
+def interaction_graph(matrix: NDArray[Any]) -> HeteroData:
+    """The graph of some train interactions (U, I) and nothing else."""
+    graph = HeteroData()
+    graph[USER].num_nodes, graph[ITEM].num_nodes = matrix.shape
+    graph[INTERACTS][label_name("train")] = torch.from_numpy(np.stack(np.nonzero(matrix)))
+    add_interaction_edges(graph)
+    return graph
 
 
 def train_matrix(dataset: Dataset) -> NDArray[np.float64]:

@@ -201,6 +201,7 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--model", "dream", "--set", "model.temperature=0"], ("temperature", "greater than 0", "got 0")),
     (["--model", "dream", "--set", "model.modality_weights={imag = 1}"], ("'imag'", "Did you mean 'image'?")),
     (["--model", "dream", "--set", "model.modality_weights={image = 0}"], ("positive weight",)),
+    (["--model", "ease", "--set", "model.max_memory_gb=1e-6"], ("3 matrices of 40 x 40 x 4 bytes", "1e-06", "itemknn")),
     (["--model", "dream", "--set", "epochs=3"], ("'epochs=3'", "SECTION.KEY=VALUE")),
     (["--model", "dream", "--num-neighbors", "6"], ("num_neighbors is 6", "keeps 5 neighbours", "at most 5")),
     (["--model", "dream", "--num-neighbors", "0"], ("num_neighbors", "got 0")),
@@ -523,6 +524,12 @@ def test_a_model_without_what_it_needs(command: Command, shop: Path, tmp_path: P
     command("build-graph", shop / "interactions.csv", "--out", tmp_path / "graph")
     with refusal(tmp_path, 2, "features of any modality", "item-item", "user-user") as results:
         results.append(command("train", tmp_path / "graph", "--model", "dream", "--run", tmp_path / "run"))
+
+
+def test_a_model_that_cannot_be_exported(command: Command, shop_graph: Path, tmp_path: Path):
+    command("train", shop_graph, "--model", "itemknn", "--run", tmp_path / "run", *CPU)
+    with refusal(tmp_path, 2, "'itemknn' has no embeddings", f"recommend {tmp_path / 'run'} --out") as results:
+        results.append(command("export", tmp_path / "run", "--out", tmp_path / "shipped"))
 
 
 # Disks, places and other processes

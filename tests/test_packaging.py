@@ -37,11 +37,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_is_pure_python_and_holds_only_the_package(wheel: Path):
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
-        tops = {name.split("/")[0] for name in archive.namelist()}
-        modules = {name for name in archive.namelist() if name.endswith(".py")}
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    modules = {name for name in names if name.endswith(".py")}
     assert {top.split("-")[0] for top in tops} == {"dream_pyg"}
     expected = {str(path.relative_to(_REPOSITORY)) for path in (_REPOSITORY / "dream_pyg").rglob("*.py")}
     assert modules == expected
+    data = {str(path.relative_to(_REPOSITORY)) for path in (_REPOSITORY / "dream_pyg").rglob("*.toml")}
+    assert {name for name in names if name.endswith(".toml")} == data
+    assert len(data) > 1
 
 
 def test_the_wheel_runs_the_demo_in_an_environment_of_its_own(wheel: Path, tmp_path: Path):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dream_pyg import ranking
-from dream_pyg.models import Embeddings
+from dream_pyg.graph.csr import UserItems
+from dream_pyg.models import Embeddings, ItemWeights, base
 from dream_pyg.ranking import SeenItems, rank_blocks, recommend
 from tests.oracles import ranking as oracle
 
@@ -100,7 +101,7 @@ class LargestTensor(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
+                self.numel = max(self.numel, tensor.numel() if tensor.layout == torch.strided else tensor._nnz())
         return out
 
 
@@ -118,6 +119,48 @@ def test_memory_is_bounded_whatever_the_number_of_users(monkeypatch, block_score
     # Beside the inputs themselves, nothing exceeds one block, which is at least one user.
     assert num_users * num_items > 5000
     assert largest.numel <= max(block_scores, num_items, embeddings.user.numel())
+
+
+def random_item_weights(generator: np.random.Generator, num_users: int, num_items: int, sparse: bool) -> ItemWeights:
+    """Histories of any length and weights of which most are zero."""
+    pairs = torch.from_numpy(random_pairs(generator, num_users, num_items))
+    weight = torch.from_numpy(generator.standard_normal((num_items, num_items)))
+    weight = weight * (torch.rand(weight.shape) < 0.4)
+    return ItemWeights(UserItems.from_pairs(pairs, num_users), weight.to_sparse_csr() if sparse else weight)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 7), st.integers(1, 9), st.booleans(), st.sampled_from([torch.float32, torch.float64]))
+def test_item_weights_score_by_what_a_user_took(seed, num_users, num_items, sparse, dtype):
+    generator = np.random.default_rng(seed)
+    history, weight = random_item_weights(generator, num_users, num_items, sparse)
+    scorer = ItemWeights(history, weight.to(dtype))
+    assert (scorer.num_users, scorer.num_items) == (num_users, num_items)
+    took = torch.zeros(num_users, num_items, dtype=torch.float64)
+    took[history.coordinates(torch.arange(num_users))] = 1
+    user = torch.from_numpy(generator.integers(0, num_users, generator.integers(0, 10)))
+    expected = (took @ weight.to_dense())[user]
+    for out in (None, torch.full((len(user), num_items), torch.nan, dtype=dtype)):
+        scores = scorer.scores(user, out)
+        assert scores.dtype == dtype
+        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_item_weights_rank_alike_in_blocks_and_never_all_at_once(sparse, monkeypatch):
+    num_users, num_items = 90, 40
+    scorer = random_item_weights(np.random.default_rng(0), num_users, num_items, sparse)
+    seen, users = SeenItems(*scorer.history), torch.arange(num_users)
+    whole = recommend(scorer, users, 5, seen)
+    monkeypatch.setattr(ranking, "_BLOCK_SCORES", 3 * num_items)
+    monkeypatch.setattr(base, "_WEIGHTS_AT_ONCE", 7)
+    with LargestTensor() as largest:
+        blocks = list(rank_blocks(scorer, users, 5, seen))
+    # Beside the weights themselves, nothing exceeds one block or the few weights that are added at a time.
+    weights = scorer.weight.values().numel() if sparse else scorer.weight.numel()
+    assert largest.numel <= max(3 * num_items, weights) < num_users * num_items / 2
+    for part, parts in zip(whole, zip(*blocks, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(parts), part, rtol=1e-12, atol=1e-12)
 
 
 def test_no_gradient_is_kept():

@@ -11,10 +11,13 @@ import click
 import torch
 
 from dream_pyg.cli.demo import demo
+from dream_pyg.cli.figure import figure
 from dream_pyg.cli.graph import build_graph
 from dream_pyg.cli.inspect import inspect, models
+from dream_pyg.cli.reproduce import reproduce
 from dream_pyg.cli.serve import export, recommend
 from dream_pyg.cli.train import evaluate, train
+from dream_pyg.cli.tune import tune
 from dream_pyg.cli.update import update_graph
 from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
 from dream_pyg.graph.knn import ranks
@@ -78,5 +81,18 @@ def main(quiet: bool) -> None:
     logger.propagate = False
 
 
-for command in (build_graph, update_graph, train, evaluate, recommend, export, inspect, models, demo):
+for command in (
+    build_graph,
+    update_graph,
+    train,
+    evaluate,
+    recommend,
+    export,
+    tune,
+    reproduce,
+    figure,
+    inspect,
+    models,
+    demo,
+):
     main.add_command(command)

@@ -13,6 +13,7 @@ from dream_pyg.config import RunConfig
 from dream_pyg.data.files import read_json
 from dream_pyg.graph.store import load_graph
 from dream_pyg.models import MODELS
+from dream_pyg.presets import load_presets, preset_names
 from dream_pyg.training.run import RunPaths
 
 
@@ -32,12 +33,14 @@ def inspect(path: Path, output_format: str) -> None:
 @click.command(epilog="\b\nExample:\n  dream-pyg models --format json")
 @format_option
 def models(output_format: str) -> None:
-    """List the models, their papers and their hyper-parameters with defaults."""
+    """List the models, their papers, their hyper-parameters with defaults, and the presets that know them."""
+    presets = {name: load_presets(name) for name in preset_names()}
     listed: list[dict[str, Any]] = [
         {
             "model": name,
             "what": (model.__doc__ or "").strip().splitlines()[0],
             "hyper-parameters": {field.name: field.default for field in dataclasses.fields(cast(Any, model.Config))},
+            "presets": {preset: known[name]._asdict() for preset, known in presets.items() if name in known},
         }
         for name, model in MODELS.items()
     ]
@@ -48,6 +51,9 @@ def models(output_format: str) -> None:
         click.echo(f"{entry['model']:<12}{entry['what']}")
         for name, default in entry["hyper-parameters"].items():
             click.echo(f"{'':<14}{name} = {default}")
+        for name, preset in entry["presets"].items():
+            values = ", ".join(f"{key} = {value}" for key, value in _flat(preset["values"]).items())
+            click.echo(f"{'':<12}preset {name}: {values} ({preset['source']})")
 
 
 def _describe_run(paths: RunPaths) -> dict[str, Any]:

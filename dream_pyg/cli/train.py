@@ -16,6 +16,7 @@ from dream_pyg.training.trainer import train as train_run
 _TRAIN_EPILOG = """\b
 Examples:
   dream-pyg train graphs/baby --model dream --run runs/dream --set training.seed=1
+  dream-pyg train graphs/baby --model dream --run runs/tuned --preset baby
   dream-pyg train --resume --run runs/dream
 """
 _EVALUATE_EPILOG = """\b
@@ -31,6 +32,7 @@ Example:
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="A TOML file with graph, [model] and [training]."
 )
+@click.option("--preset", metavar="NAME|FILE", help="Values that suit a data set; see `dream-pyg models`.")
 @click.option("--num-neighbors", type=int, help="Neighbours of each node to train with; by default all of GRAPH's.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value.")
 @click.option("--seed", type=int, help="Short for --set training.seed=N.")
@@ -42,6 +44,7 @@ def train(
     run: Path,
     model: str | None,
     file: Path | None,
+    preset: str | None,
     num_neighbors: int | None,
     overrides: tuple[str, ...],
     seed: int | None,
@@ -49,7 +52,10 @@ def train(
     resume: bool,
     output_format: str,
 ) -> None:
-    """Train a model on a GRAPH store, stop early on validation, and evaluate its best epoch on test once."""
+    """Train a model on a GRAPH store, stop early on validation, and evaluate its best epoch on test once.
+
+    Values come from the defaults, then --preset, then --config, then --set: the later, the stronger.
+    """
     paths = RunPaths(run)
     if resume and file is None:
         if not paths.config.is_file():
@@ -57,7 +63,9 @@ def train(
         file = paths.config
     short = {"training.seed": seed, "training.device": device}
     overrides = (*overrides, *(f"{key}={value}" for key, value in short.items() if value is not None))
-    config = RunConfig.create(file=file, graph=graph, model=model, num_neighbors=num_neighbors, overrides=overrides)
+    config = RunConfig.create(
+        file=file, graph=graph, model=model, num_neighbors=num_neighbors, preset=preset, overrides=overrides
+    )
     result = train_run(config, run, resume=resume)
     if output_format == "json":
         print_json({**result._asdict(), "run": str(result.run)})

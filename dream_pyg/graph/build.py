@@ -10,9 +10,8 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg.data.dataset import Dataset
 from dream_pyg.data.features import FeatureMatrix, Neighbors
-from dream_pyg.graph.csr import csr_product
 from dream_pyg.graph.edges import add_interaction_edges
-from dream_pyg.graph.knn import cosine_knn
+from dream_pyg.graph.knn import MeanRows, cosine_knn
 from dream_pyg.graph.relations import add_relation_edges
 from dream_pyg.graph.schema import (
     INTERACTS,
@@ -28,8 +27,6 @@ from dream_pyg.graph.schema import (
 
 Search = Callable[..., Neighbors]
 """Finds neighbours with the arguments of :func:`~dream_pyg.graph.knn.cosine_knn`."""
-
-_USER_BLOCK_ELEMENTS = 1 << 26
 
 
 def build_graph(
@@ -77,7 +74,7 @@ def build_graph(
                     what=f"items by {name}",
                 )
             if user_graphs:
-                user_features = UserFeatures(interactions.pairs("train"), interactions.num_users, modality.features)
+                user_features = MeanRows(interactions.pairs("train"), interactions.num_users, modality.features)
                 user_neighbors = search(
                     user_features,
                     num_neighbors,
@@ -88,55 +85,6 @@ def build_graph(
         if neighbors is not None:
             add_relation_edges(graph, ITEM, name, neighbors)
     return graph
-
-
-class UserFeatures:
-    """User features, the mean of the features of a user's train items (Section 3.1), a block of users at a time.
-
-    Args:
-        pairs: Train users and items (2, E).
-        num_users: U.
-        features: Item features (I, F).
-    """
-
-    def __init__(self, pairs: np.ndarray, num_users: int, features: FeatureMatrix) -> None:
-        order = np.argsort(pairs[0], kind="stable")
-        self._item = pairs[1][order]
-        self._pointer = np.concatenate([[0], np.bincount(pairs[0], minlength=num_users).cumsum()])
-        self._features = features
-        self._has = features.has.astype(np.float32)
-        self.shape = (num_users, features.shape[1])
-
-    def take(self, start: int, stop: int) -> np.ndarray:
-        """The features of users ``start`` to ``stop`` as float32 (stop - start, F); zeros for a user without any."""
-        return self.take_rows(np.arange(start, min(stop, self.shape[0])))
-
-    def take_rows(self, index: np.ndarray) -> np.ndarray:
-        """The features of some users as float32 (N, F), in any order."""
-        count = self._pointer[index + 1] - self._pointer[index]
-        pointer = np.concatenate([[0], count.cumsum()])
-        entry = np.arange(pointer[-1]) + np.repeat(self._pointer[index] - pointer[:-1], count)
-        unique, position = np.unique(self._item[entry], return_inverse=True)
-        total = np.zeros((len(index), self.shape[1]), dtype=np.float32)
-        count_with = np.zeros((len(index), 1), dtype=np.float32)
-        # Item rows arrive in chunks, so memory stays bounded however many items the users of a block have.
-        chunk = max(1, _USER_BLOCK_ELEMENTS // self.shape[1])
-        for first in range(0, len(unique), chunk):
-            items = unique[first : first + chunk]
-            within = (position >= first) & (position < first + chunk)
-            kept_before = np.concatenate([[0], np.cumsum(within)])
-            rows = self._features.take_rows(items)
-            with_count = torch.from_numpy(np.concatenate([rows, self._has[items, None]], axis=1))
-            summed = csr_product(
-                torch.from_numpy(kept_before[pointer]),
-                torch.from_numpy(position[within] - first),
-                torch.ones(int(within.sum())),
-                (len(index), len(items)),
-                with_count,
-            ).numpy()
-            total += summed[:, :-1]
-            count_with += summed[:, -1:]
-        return total / np.maximum(count_with, 1)
 
 
 def _add_features(graph: HeteroData, modality: str, features: FeatureMatrix) -> None:

@@ -1,6 +1,8 @@
-"""Which users took the same items: the user-user graph of DualGNN, from train interactions alone."""
+"""Which users took the same items, and which items the same users took, from train interactions alone."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,9 +18,8 @@ _BLOCK_PAIRS = 1 << 24
 def user_co_occurrence(graph: HeteroData, num_neighbors: int) -> tuple[EdgeIndex, Tensor]:
     r"""Connect each user with those who share most train items (DualGNN, doi 10.1109/TMM.2021.3138298).
 
-    The number of shared items is an entry of :math:`\mathbf R \mathbf R^\top`. This product is computed sparsely and a
-    block of users at a time, no more than some millions of user-item-user paths each, and only the K largest entries
-    of a row are kept.
+    The number of shared items is an entry of :math:`\mathbf R \mathbf R^\top`, which is computed sparsely and a block
+    of users at a time; only the K largest entries of a row are kept.
 
     Args:
         graph: The graph.
@@ -29,35 +30,66 @@ def user_co_occurrence(graph: HeteroData, num_neighbors: int) -> tuple[EdgeIndex
         with lower ids are taken. And the number of shared items of each (E,).
     """
     num_users, num_items = int(graph[USER].num_nodes), int(graph[ITEM].num_nodes)
-    # Sorted by user, so that the entries of a block of users lie together.
     user, item = graph[INTERACTS].edge_index.as_tensor()
-    order = torch.argsort(user * num_items + item)
-    user, item = user[order], item[order]
-    users_of_item = torch.sparse_coo_tensor(
-        torch.stack([item, user]),
-        torch.ones(len(user), device=user.device),
-        (num_items, num_users),
-        check_invariants=False,
-    ).coalesce()
-    paths = torch.bincount(user, torch.bincount(item, minlength=num_items)[item].double(), minlength=num_users)
-    block_of_user = paths.cumsum(0).div(_BLOCK_PAIRS, rounding_mode="floor").long()
-    _, block_sizes = block_of_user.unique_consecutive(return_counts=True)
-    pointer = torch.cat([user.new_zeros(1), torch.bincount(user, minlength=num_users).cumsum(0)])
-    parts, start = [], 0
-    for size in block_sizes.tolist():
-        entries = slice(int(pointer[start]), int(pointer[start + size]))
-        items_of_user = torch.sparse_coo_tensor(
-            torch.stack([user[entries] - start, item[entries]]),
-            torch.ones(entries.stop - entries.start, device=user.device),
-            (size, num_items),
-            check_invariants=False,
-        )
-        shared = torch.sparse.mm(items_of_user, users_of_item).coalesce()
-        target, neighbor = shared.indices()
-        parts.append(_most_shared(target + start, neighbor, shared.values(), num_neighbors))
-        start += size
-    edges, counts = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
-    return EdgeIndex(edges, sparse_size=(num_users, num_users), sort_order="col"), counts
+    parts = []
+    for target, neighbor, shared in co_occurrence_blocks(user, item, (num_users, num_items)):
+        others = target != neighbor
+        parts.append(highest_of_rows(target[others], neighbor[others], shared[others], num_neighbors))
+    target, neighbor, shared = (torch.cat(part) for part in zip(*parts, strict=True))
+    edges = EdgeIndex(torch.stack([neighbor, target]), sparse_size=(num_users, num_users), sort_order="col")
+    return edges, shared.long()
+
+
+def co_occurrence_blocks(row: Tensor, column: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    r"""The entries of :math:`\mathbf M \mathbf M^\top` for a matrix of zeros and ones, a block of rows at a time.
+
+    No block follows more than some millions of row-column-row paths, unless a single row has more.
+
+    Args:
+        row: Rows of the ones (E,), in any order.
+        column: Their columns (E,).
+        size: Numbers of rows N and columns M.
+
+    Yields:
+        Row, column and value (float32) of the entries of some rows (S,), the diagonal included, in the order of rows
+        and within them of columns.
+    """
+    # Sorted by row, so that the entries of a block of rows lie together.
+    order = torch.argsort(row * size[1] + column)
+    row, column = row[order], column[order]
+    transposed = _ones(column, row, (size[1], size[0])).coalesce()
+    paths = torch.bincount(row, torch.bincount(column, minlength=size[1])[column].double(), minlength=size[0])
+    block_of_row = paths.cumsum(0).div(_BLOCK_PAIRS, rounding_mode="floor").long()
+    _, block_sizes = block_of_row.unique_consecutive(return_counts=True)
+    pointer = torch.cat([row.new_zeros(1), torch.bincount(row, minlength=size[0]).cumsum(0)])
+    start = 0
+    for count in block_sizes.tolist():
+        entries = slice(int(pointer[start]), int(pointer[start + count]))
+        block = _ones(row[entries] - start, column[entries], (count, size[1]))
+        shared = torch.sparse.mm(block, transposed).coalesce()
+        within, other = shared.indices()
+        yield within + start, other, shared.values()
+        start += count
+
+
+def highest_of_rows(row: Tensor, column: Tensor, value: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The entries with the highest values of each row, of equal ones those of lower columns.
+
+    Args:
+        row: Rows of the entries (S,), ascending.
+        column: Their columns (S,), ascending within a row.
+        value: Their values (S,).
+        count: The most entries that a row keeps.
+
+    Returns:
+        Row, column and value of those kept, in the order they came in.
+    """
+    order = torch.argsort(value, descending=True, stable=True)
+    order = order[torch.argsort(row[order], stable=True)]
+    _, row_sizes = row.unique_consecutive(return_counts=True)
+    first = (row_sizes.cumsum(0) - row_sizes).repeat_interleave(row_sizes)
+    kept = order[torch.arange(len(order), device=order.device) - first < count].sort().values
+    return row[kept], column[kept], value[kept]
 
 
 def co_occurrence_weight(edge_index: EdgeIndex, counts: Tensor) -> Tensor:
@@ -65,16 +97,6 @@ def co_occurrence_weight(edge_index: EdgeIndex, counts: Tensor) -> Tensor:
     return softmax(counts.double(), edge_index.as_tensor()[1], num_nodes=edge_index.get_sparse_size(1))
 
 
-def _most_shared(target: Tensor, neighbor: Tensor, counts: Tensor, num_neighbors: int) -> tuple[Tensor, Tensor]:
-    """The entries with the highest counts of each row, self left out; rows and their columns ascend."""
-    others = target != neighbor
-    target, neighbor, counts = target[others], neighbor[others], counts[others]
-    if not len(target):
-        return torch.stack([neighbor, target]), counts.long()
-    # One stable sort, by row and within it by falling count; columns ascend already, which decides ties.
-    falling = counts.max().long() - counts.long()
-    order = torch.argsort(target * (falling.max() + 1) + falling, stable=True)
-    _, row_sizes = target.unique_consecutive(return_counts=True)
-    first = (row_sizes.cumsum(0) - row_sizes).repeat_interleave(row_sizes)
-    kept = order[torch.arange(len(order), device=order.device) - first < num_neighbors].sort().values
-    return torch.stack([neighbor[kept], target[kept]]), counts[kept].long()
+def _ones(row: Tensor, column: Tensor, size: tuple[int, int]) -> Tensor:
+    ones = torch.ones(len(row), device=row.device)
+    return torch.sparse_coo_tensor(torch.stack([row, column]), ones, size, check_invariants=False)

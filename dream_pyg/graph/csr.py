@@ -1,8 +1,9 @@
-"""The one sparse product everything here runs on."""
+"""Sparse rows, and the one sparse product everything here runs on."""
 
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,42 @@ def csr_product(pointer: Tensor, index: Tensor, value: Tensor, size: tuple[int, 
         return matrix @ x
     # The reducing product is several times faster than `@` on a CPU, and only exists there.
     return torch.sparse.mm(matrix, x.contiguous(), "sum")
+
+
+def row_entries(pointer: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the entries of some rows of a CSR matrix lie.
+
+    Args:
+        pointer: Where each row begins and the last ends (N + 1,).
+        row: The rows wanted (B,), in any order, repeated or not.
+
+    Returns:
+        For each of their entries the position in ``row`` (S,), ascending, and the entry (S,).
+    """
+    start = pointer[row]
+    count = pointer[row + 1] - start
+    position = torch.repeat_interleave(torch.arange(len(row), device=row.device), count)
+    first = torch.cumsum(count, 0) - count
+    return position, torch.arange(len(position), device=row.device) + (start - first)[position]
+
+
+class UserItems(NamedTuple):
+    """Some items of each user, as rows of a CSR matrix."""
+
+    pointer: Tensor  # (U + 1,)
+    item: Tensor  # (E,)
+
+    @classmethod
+    def from_pairs(cls, pairs: Tensor, num_users: int) -> Self:
+        """From user-item pairs (2, E) in any order."""
+        user, order = torch.sort(pairs[0], stable=True)
+        count = torch.bincount(user, minlength=num_users)
+        return cls(torch.cat([count.new_zeros(1), count.cumsum(0)]), pairs[1][order])
+
+    def coordinates(self, user: Tensor) -> tuple[Tensor, Tensor]:
+        """Row (position in ``user``, ascending) and item of everything these users have, each (S,)."""
+        row, entry = row_entries(self.pointer, user)
+        return row, self.item[entry]
 
 
 with warnings.catch_warnings():

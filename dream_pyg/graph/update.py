@@ -17,8 +17,7 @@ from dream_pyg.data.features import FeatureMatrix, Neighbors
 from dream_pyg.data.files import check_replaceable
 from dream_pyg.data.tables import positions
 from dream_pyg.errors import StoreError
-from dream_pyg.graph.build import UserFeatures
-from dream_pyg.graph.knn import Rows, cosine_knn, ranks
+from dream_pyg.graph.knn import MeanRows, Rows, cosine_knn, ranks
 from dream_pyg.graph.knn.update import Known, Updated, update_knn
 from dream_pyg.graph.relations import neighbors_of
 from dream_pyg.graph.schema import (
@@ -170,4 +169,4 @@ def _features(graph: HeteroData, node: str, modality: str) -> Rows:
     features = FeatureMatrix(graph[ITEM][feature_name(modality)].numpy(), row_of_item)
     if node == ITEM:
         return features
-    return UserFeatures(graph[INTERACTS][label_name("train")].numpy(), int(graph[USER].num_nodes), features)
+    return MeanRows(graph[INTERACTS][label_name("train")].numpy(), int(graph[USER].num_nodes), features)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from dream_pyg.errors import ConfigError
-from dream_pyg.models.base import Batch, DualRepresentations, Embeddings, Recommender
+from dream_pyg.models.addease import AddEASE
+from dream_pyg.models.base import Batch, DualRepresentations, Embeddings, ItemWeights, Recommender, Scorer
 from dream_pyg.models.bm3 import BM3
 from dream_pyg.models.bpr import BPR
 from dream_pyg.models.buir import BUIR
 from dream_pyg.models.dragon import DRAGON
 from dream_pyg.models.dream import DREAM
 from dream_pyg.models.dualgnn import DualGNN
+from dream_pyg.models.ease import EASE
 from dream_pyg.models.freedom import FREEDOM
 from dream_pyg.models.grcn import GRCN
+from dream_pyg.models.itemknn import ItemKNN
 from dream_pyg.models.lattice import LATTICE
 from dream_pyg.models.lightgcn import LightGCN
 from dream_pyg.models.mgcn import MGCN
@@ -29,6 +32,7 @@ __all__ = [
     "BUIR",
     "DRAGON",
     "DREAM",
+    "EASE",
     "FREEDOM",
     "GRCN",
     "LATTICE",
@@ -37,14 +41,18 @@ __all__ = [
     "MMGCN",
     "MODELS",
     "VBPR",
+    "AddEASE",
     "Batch",
     "DualGNN",
     "DualRepresentations",
     "Embeddings",
+    "ItemKNN",
+    "ItemWeights",
     "LightGCN",
     "MostPopular",
     "Recommender",
     "SLMRec",
+    "Scorer",
     "find_model",
 ]
 
@@ -64,6 +72,9 @@ MODELS: dict[str, type[Recommender]] = {
     "lightgcn": LightGCN,
     "buir": BUIR,
     "bpr": BPR,
+    "addease": AddEASE,
+    "ease": EASE,
+    "itemknn": ItemKNN,
     "popularity": MostPopular,
 }
 

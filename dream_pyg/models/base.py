@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat
@@ -12,11 +12,15 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from dream_pyg.errors import ConfigError
-from dream_pyg.graph.schema import ITEM, USER
+from dream_pyg.errors import ConfigError, TrainingError
+from dream_pyg.graph.csr import UserItems, csr_product, row_entries
+from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.nn.alignment import BehaviorModalAlignment
 
 ConfigT = TypeVar("ConfigT")
+
+_WEIGHTS_AT_ONCE = 1 << 22
+"""Sparse item weights added up at a time."""
 
 
 def model_config(cls: type[ConfigT]) -> type[ConfigT]:
@@ -43,11 +47,92 @@ class AlignmentConfig:
         return BehaviorModalAlignment(self.intra_weight, self.inter_weight, temperature=self.alignment_temperature)
 
 
+class Scorer(Protocol):
+    """What a model makes of a graph: a score of every user for every item, never all of them at a time."""
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+
+    def scores(self, user: Tensor, out: Tensor | None = None) -> Tensor:
+        """Score all items for some users, without a gradient.
+
+        Args:
+            user: User ids (B,).
+            out: Memory that the result may use (B, I).
+
+        Returns:
+            Scores (B, I), for the caller to keep and change.
+        """
+
+    def detach(self) -> Self:
+        """The same without gradients."""
+
+
 class Embeddings(NamedTuple):
     """Final representations; the score of user u for item i is the inner product of their rows."""
 
     user: Tensor  # (U, D)
     item: Tensor  # (I, D)
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.user)
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        return len(self.item)
+
+    def scores(self, user: Tensor, out: Tensor | None = None) -> Tensor:
+        """Inner products of these users' rows with all items' (B, I); see :class:`Scorer`."""
+        return torch.mm(self.user.detach()[user], self.item.detach().T, out=out)
+
+    def detach(self) -> Embeddings:
+        """The same without gradients."""
+        return Embeddings(self.user.detach(), self.item.detach())
+
+
+class ItemWeights(NamedTuple):
+    """What users took, and what each item says for each other: user u scores item i by the sum of W_ji over u's j."""
+
+    history: UserItems
+    weight: Tensor  # W (I, I), dense or in CSR
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.history.pointer) - 1
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        return len(self.weight)
+
+    def scores(self, user: Tensor, out: Tensor | None = None) -> Tensor:
+        """Sums of the weights of these users' items (B, I); see :class:`Scorer`."""
+        row, item = self.history.coordinates(user)
+        if self.weight.layout == torch.strided:
+            pointer = torch.searchsorted(row, torch.arange(len(user) + 1, device=row.device))
+            once = self.weight.new_ones(len(item))
+            return csr_product(pointer, item, once, (len(user), self.num_items), self.weight)
+        # Few weights of few items each: adding them one by one is far less than a product with dense rows.
+        pointer, index, weights = self.weight.crow_indices(), self.weight.col_indices(), self.weight.values()
+        scores = weights.new_zeros(len(user), self.num_items) if out is None else out.zero_()
+        sizes = torch.bincount(pointer.diff()[item].cumsum(0) // _WEIGHTS_AT_ONCE).tolist()
+        for rows, items in zip(row.split(sizes), item.split(sizes), strict=True):
+            position, entry = row_entries(pointer, items)
+            scores.index_put_((rows[position], index[entry]), weights[entry], accumulate=True)
+        return scores
+
+    def detach(self) -> ItemWeights:
+        """The same without gradients."""
+        return ItemWeights(self.history, self.weight.detach())
 
 
 class DualRepresentations(NamedTuple):
@@ -73,8 +158,16 @@ class Batch(NamedTuple):
         return pos_item, neg_item
 
 
+class Requirements(NamedTuple):
+    """What a model needs of a graph beside interactions."""
+
+    features: bool = False
+    item_knn: bool = False
+    user_knn: bool = False
+
+
 class Recommender(nn.Module):
-    """A model that turns a graph into user and item embeddings.
+    """A model that turns a graph into user and item embeddings, or into something else that scores.
 
     The graph is an argument of every method and never model state: sizes and feature widths are read from it when
     the model is made, everything else each time.
@@ -91,6 +184,7 @@ class Recommender(nn.Module):
     needs_features: ClassVar[bool] = False
     needs_item_knn: ClassVar[bool] = False
     needs_user_knn: ClassVar[bool] = False
+    """What the model needs whatever its configuration; see :meth:`requirements`."""
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__()
@@ -98,13 +192,21 @@ class Recommender(nn.Module):
         self.num_users = int(graph[USER].num_nodes)
         self.num_items = int(graph[ITEM].num_nodes)
 
-    def forward(self, graph: HeteroData) -> Embeddings:
-        """Embed all users and items."""
+    @classmethod
+    def requirements(cls, config: Any) -> Requirements:
+        """What a graph must hold for this configuration; by default what the class says it needs."""
+        return Requirements(cls.needs_features, cls.needs_item_knn, cls.needs_user_knn)
+
+    def forward(self, graph: HeteroData) -> Scorer:
+        """Embed all users and items, or say otherwise how to score them."""
         raise NotImplementedError
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """Named scalar terms, already weighted: training minimises their sum."""
         raise NotImplementedError
+
+    def fit(self, graph: HeteroData) -> None:
+        """Solve what a closed form gives, once and before anything is scored; by default nothing."""
 
     def on_epoch_start(self, graph: HeteroData, generator: torch.Generator) -> None:
         """Resample whatever an epoch keeps fixed, drawing only from ``generator``; by default nothing."""
@@ -112,6 +214,33 @@ class Recommender(nn.Module):
     def dual_representations(self, graph: HeteroData) -> DualRepresentations | None:
         """The behavior and the modal line apart, for a model that has both."""
         return None
+
+
+class ClosedForm(Recommender):
+    """A model without gradients, whose :meth:`fit` computes item-to-item weights from the graph.
+
+    The solution is kept in buffers, which are empty before, and take the size of what is loaded into them.
+    """
+
+    def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
+        """No terms."""
+        return {}
+
+    def history(self, graph: HeteroData) -> UserItems:
+        """The train items of each user.
+
+        Raises:
+            TrainingError: If there is no solution yet.
+        """
+        if not any(buffer.numel() for buffer in self.buffers()):
+            raise TrainingError(f"{type(self).__name__} has not been solved yet. Call fit(graph), or load its weights.")
+        return UserItems.from_pairs(graph[INTERACTS].edge_index.as_tensor(), self.num_users)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        for name, buffer in self.named_buffers(recurse=False):
+            if (given := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, buffer.new_empty(given.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def xavier_embedding(num_rows: int, embedding_dim: int) -> nn.Parameter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from dream_pyg.models.base import (
     DualRepresentations,
     Embeddings,
     Recommender,
+    Requirements,
     fusion_weights,
     model_config,
     require_modalities,
@@ -54,7 +55,8 @@ class DREAM(Recommender):
         \qquad (8\text{-}12, 14, 15)
 
     Args:
-        graph: A graph with features, item-item and user-user edges for every modality in use.
+        graph: A graph with features, and with the item-item and user-user edges that the config uses, for every
+            modality in use.
         config: Hyper-parameters.
 
     Raises:
@@ -112,9 +114,10 @@ class DREAM(Recommender):
         alignment_precision: Precision = "auto"
         """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
 
-    needs_features: ClassVar[bool] = True
-    needs_item_knn: ClassVar[bool] = True
-    needs_user_knn: ClassVar[bool] = True
+    @classmethod
+    def requirements(cls, config: Any) -> Requirements:
+        """Features, and the relation graphs in use."""
+        return Requirements(features=True, item_knn=config.use_item_graph, user_knn=config.use_user_graph)
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)

@@ -7,6 +7,7 @@ Layout::
     metrics.jsonl            one line an epoch
     checkpoints/last.pt      everything needed to resume
     checkpoints/best.safetensors   the weights of the best epoch
+    checkpoints/epoch-00004.safetensors   the weights after epoch 4, if ``training.keep_every`` asks for them
     test_metrics.json        full-ranking metrics of the best epoch, read once
 """
 
@@ -29,7 +30,7 @@ from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
-from dream_pyg.models import Embeddings, Recommender, find_model
+from dream_pyg.models import Embeddings, Recommender, Scorer, find_model
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ class RunPaths:
         """The best epoch's weights."""
         return self.root / "checkpoints" / "best.safetensors"
 
+    def epoch(self, epoch: int) -> Path:
+        """The weights after an epoch, if they were kept."""
+        return self.root / "checkpoints" / f"epoch-{epoch:05d}.safetensors"
+
+    def kept_epochs(self) -> list[int]:
+        """The epochs whose weights were kept, in order."""
+        numbers = (path.stem.removeprefix("epoch-") for path in self.root.glob("checkpoints/epoch-*.safetensors"))
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
     @property
     def test_metrics(self) -> Path:
         """Test metrics of the best epoch."""
@@ -79,21 +89,35 @@ class Run:
     graph: HeteroData
     model: Recommender
 
-    @torch.no_grad()
     def embeddings(self) -> Embeddings:
-        """Final representations of all users and items."""
+        """Final representations of all users and items.
+
+        Raises:
+            ConfigError: If the model has none, but weighs items by items.
+        """
+        scorer = self.scorer()
+        if not isinstance(scorer, Embeddings):
+            raise ConfigError(
+                f"Model {self.config.model_name!r} has no embeddings but weights from item to item, so it cannot be "
+                "exported. Write its recommendations instead: "
+                f"`dream-pyg recommend {self.paths.root} --out top.parquet`."
+            )
+        return scorer
+
+    def scorer(self) -> Scorer:
+        """What scores every user and item: embeddings, or item weights."""
         return self.lines()["general"]
 
     @torch.no_grad()
-    def lines(self) -> dict[str, Embeddings]:
+    def lines(self) -> dict[str, Scorer]:
         """``general`` and, for a model with two lines, ``behavior`` and ``modal`` apart."""
         self.model.eval()
-        lines = {"general": self.model(self.graph)}
+        lines: dict[str, Scorer] = {"general": self.model(self.graph)}
         dual = self.model.dual_representations(self.graph)
         if dual is not None:
             lines |= {"behavior": dual.behavior, "modal": dual.modal}
         # A model may return its parameters themselves, which know gradients even here.
-        return {name: Embeddings(line.user.detach(), line.item.detach()) for name, line in lines.items()}
+        return {name: line.detach() for name, line in lines.items()}
 
 
 def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None = None) -> Run:
@@ -148,19 +172,20 @@ def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
         ConfigError: If the graph lacks features or relation graphs.
     """
     model_class = find_model(config.model_name)
+    needs = model_class.requirements(config.hyperparameters)
     lacking = [
         what
         for needed, present, what in (
-            (model_class.needs_features, feature_modalities(graph), "features of any modality"),
-            (model_class.needs_item_knn, knn_modalities(graph, ITEM), "an item-item kNN graph"),
-            (model_class.needs_user_knn, knn_modalities(graph, USER), "a user-user kNN graph"),
+            (needs.features, feature_modalities(graph), "features of any modality"),
+            (needs.item_knn, knn_modalities(graph, ITEM), "an item-item kNN graph"),
+            (needs.user_knn, knn_modalities(graph, USER), "a user-user kNN graph"),
         )
         if needed and not present
     ]
     if lacking:
         raise ConfigError(
             f"Model {config.model_name!r} needs {' and '.join(lacking)}, which the graph does not have. "
-            "Build the graph with modality features and with user graphs, or choose a model that needs neither."
+            "Build the graph with modality features and with user graphs, or choose a model or options without them."
         )
     return model_class(graph, config.hyperparameters)
 
@@ -223,6 +248,11 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
 def save_best(paths: RunPaths, model: Recommender, metadata: dict[str, str]) -> None:
     """Write the weights of the best epoch so far."""
     save_tensors(paths.best, model.state_dict(), metadata)
+
+
+def keep_epoch(paths: RunPaths, model: Recommender, epoch: int) -> None:
+    """Write the weights after an epoch, to stay."""
+    save_tensors(paths.epoch(epoch), model.state_dict(), {"epoch": str(epoch)})
 
 
 def read_run_info(paths: RunPaths) -> dict[str, Any]:

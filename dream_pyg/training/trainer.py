@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from dream_pyg.training.run import (
     Run,
     RunPaths,
     describe_run,
+    keep_epoch,
     load_run,
     make_model,
     prepare_graph,
@@ -54,7 +55,7 @@ _PROGRESS = (
 )
 VALID_METRICS = ("recall", "ndcg")
 VALID_KS = (10, 20)
-_RESUMABLE_CHANGES = ("training.epochs:", "training.device:", "training.num_threads:", "graph:")
+_RESUMABLE_CHANGES = ("training.epochs:", "training.device:", "training.num_threads:", "training.keep_every:", "graph:")
 _STEPS_BETWEEN_CHECKS = 32
 
 
@@ -68,7 +69,18 @@ class TrainResult(NamedTuple):
     epochs: int
 
 
-def train(config: RunConfig, run: str | Path, *, resume: bool = False) -> TrainResult:
+OnEvaluation = Callable[[int, dict[str, float]], bool]
+"""Told of each validation, its epoch and metrics; whether training shall stop there."""
+
+
+def train(
+    config: RunConfig,
+    run: str | Path,
+    *,
+    resume: bool = False,
+    test: bool = True,
+    on_evaluation: OnEvaluation | None = None,
+) -> TrainResult:
     """Train a model into a run directory, then evaluate its best epoch on the test split once.
 
     Everything random comes from ``config.training.seed`` and the epoch's number, so a run that was interrupted and
@@ -78,6 +90,8 @@ def train(config: RunConfig, run: str | Path, *, resume: bool = False) -> TrainR
         config: The run's configuration.
         run: Directory for the run.
         resume: Whether to continue the run that is there.
+        test: Whether the test split is read; resuming the finished run reads it later.
+        on_evaluation: Called with epoch and metrics after each validation; if it returns true, training ends there.
 
     Returns:
         The best epoch's metrics.
@@ -104,7 +118,7 @@ def train(config: RunConfig, run: str | Path, *, resume: bool = False) -> TrainR
         )
     torch.manual_seed(config.training.seed)
     model = make_model(config, graph).to(device)
-    session = _Session(config, paths, graph, model)
+    session = _Session(config, paths, graph, model, on_evaluation)
     if resume:
         session.load()
         config.save(paths.config)  # It may train for more epochs than it was begun with, or elsewhere.
@@ -118,7 +132,7 @@ def train(config: RunConfig, run: str | Path, *, resume: bool = False) -> TrainR
     except DreamPygError as error:
         update_info(paths, status="interrupted" if isinstance(error, Interrupted) else "failed")
         raise
-    return _finish(paths, session)
+    return _finish(paths, session, test=test)
 
 
 def _check_resumable(config: RunConfig, paths: RunPaths, fingerprint: str) -> None:
@@ -142,11 +156,20 @@ def _check_resumable(config: RunConfig, paths: RunPaths, fingerprint: str) -> No
 class _Session:
     """One training in progress; ``state`` and ``load`` are the whole of what can be resumed."""
 
-    def __init__(self, config: RunConfig, paths: RunPaths, graph: HeteroData, model: Recommender) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        paths: RunPaths,
+        graph: HeteroData,
+        model: Recommender,
+        on_evaluation: OnEvaluation | None = None,
+    ) -> None:
         self.config = config.training
         self.paths = paths
         self.graph = graph
         self.model = model
+        self.on_evaluation = on_evaluation
+        self.stopped = False
         self.sampler = TripletSampler(graph)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, lr=self.config.learning_rate, fused=True) if parameters else None
@@ -177,6 +200,7 @@ class _Session:
             first = RunPaths(directory)
             config.save(first.config)
             write_json(first.info, {**info, "status": "running"})
+            self._keep(first)
             save_checkpoint(first.last, self.state())
 
     def save(self) -> None:
@@ -197,19 +221,26 @@ class _Session:
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
         for name in _PROGRESS:
             setattr(self, name, state[name])
-        # Lines of epochs after the checkpoint will be made again.
+        # What belongs to epochs after the checkpoint will be made again.
         write_text(self.paths.metrics, "".join(self.lines))
+        for epoch in self.paths.kept_epochs():
+            if epoch > self.epoch:
+                self.paths.epoch(epoch).unlink()
         logger.info("Resuming %s after epoch %d, step %d", self.paths.root, self.epoch, self.step)
 
     def fit(self) -> None:
-        """Train until the last epoch or until validation no longer improves."""
+        """Train until the last epoch or until validation no longer improves, or solve what has a closed form."""
         if self.optimizer is None:
-            if not self.best_epoch:
-                self._validate(0.0, {})
+            started = time.perf_counter()
+            self.model.fit(self.graph)
+            self._validate(time.perf_counter() - started, {})
             return
         with interruptible() as interrupted:
-            while self.epoch < self.config.epochs and self.bad_evaluations < self.config.patience:
+            while not self._is_last():
                 self._train_epoch(interrupted)
+
+    def _is_last(self) -> bool:
+        return self.stopped or self.epoch >= self.config.epochs or self.bad_evaluations >= self.config.patience
 
     def _train_epoch(self, interrupted: threading.Event) -> None:
         started = time.perf_counter()
@@ -237,9 +268,14 @@ class _Session:
         seconds = time.perf_counter() - started
         self.epoch, self.step, self.loss_sums, self.epoch_weights = self.epoch + 1, 0, {}, {}
         self._validate(seconds, losses)
-        last = self.epoch == self.config.epochs or self.bad_evaluations == self.config.patience
-        if last or self.epoch % self.config.checkpoint_every == 0:
+        self._keep(self.paths)
+        if self._is_last() or self.epoch % self.config.checkpoint_every == 0:
             self.save()
+
+    def _keep(self, paths: RunPaths) -> None:
+        """Let this epoch's weights stay, if the configuration asks for it."""
+        if self.config.keep_every and self.epoch % self.config.keep_every == 0:
+            keep_epoch(paths, self.model, self.epoch)
 
     def _start_epoch(self, generator: torch.Generator) -> None:
         """Let the model resample what the epoch keeps fixed, from the weights that the epoch begins with."""
@@ -271,7 +307,7 @@ class _Session:
     @torch.no_grad()
     def _validate(self, train_seconds: float, losses: dict[str, float]) -> None:
         record: dict[str, Any] = {"epoch": self.epoch, "loss": losses, "train_seconds": round(train_seconds, 3)}
-        if train_seconds:
+        if losses:
             record["triplets_per_second"] = round(len(self.sampler) / train_seconds)
         if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
             started = time.perf_counter()
@@ -287,6 +323,8 @@ class _Session:
             logger.info("%s", _line(record, self.config.metric, improved=self.bad_evaluations == 0))
         self.lines.append(json.dumps(record) + "\n")
         write_text(self.paths.metrics, "".join(self.lines))
+        if "valid" in record and self.on_evaluation is not None:
+            self.stopped = self.on_evaluation(self.epoch, record["valid"])
 
     def _validation_metrics(self) -> dict[str, float]:
         self.model.eval()
@@ -296,13 +334,15 @@ class _Session:
         return evaluate(self.model(self.graph), self.graph, "valid", ks=ks, metrics=list(names))
 
 
-def _finish(paths: RunPaths, session: _Session) -> TrainResult:
-    run = load_run(paths.root, device=str(session.graph[INTERACTS].edge_index.device), graph=None)
-    if not paths.test_metrics.is_file() or read_json(paths.test_metrics).get("epoch") != session.best_epoch:
-        write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": evaluate_lines(run, "test")})
-    test = read_json(paths.test_metrics)["lines"]["general"]
+def _finish(paths: RunPaths, session: _Session, *, test: bool) -> TrainResult:
+    metrics: dict[str, float] = {}
+    if test:
+        run = load_run(paths.root, device=str(session.graph[INTERACTS].edge_index.device), graph=None)
+        if not paths.test_metrics.is_file() or read_json(paths.test_metrics).get("epoch") != session.best_epoch:
+            write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": evaluate_lines(run, "test")})
+        metrics = read_json(paths.test_metrics)["lines"]["general"]
     update_info(paths, status="finished", epochs=session.epoch, best_epoch=session.best_epoch)
-    return TrainResult(paths.root, session.best_epoch, session.best_metrics, test, session.epoch)
+    return TrainResult(paths.root, session.best_epoch, session.best_metrics, metrics, session.epoch)
 
 
 def evaluate_lines(run: Run, split: str, **options: Any) -> dict[str, dict[str, float]]:
@@ -313,7 +353,7 @@ def evaluate_lines(run: Run, split: str, **options: Any) -> dict[str, dict[str, 
         split: The split.
         **options: For :func:`~dream_pyg.evaluation.evaluate`.
     """
-    return {line: evaluate(embeddings, run.graph, split, **options) for line, embeddings in run.lines().items()}
+    return {line: evaluate(scorer, run.graph, split, **options) for line, scorer in run.lines().items()}
 
 
 class _LossMonitor:

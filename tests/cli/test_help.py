@@ -13,8 +13,22 @@ from click.testing import Result
 
 from dream_pyg.cli import main
 from dream_pyg.models import MODELS
+from dream_pyg.presets import load_presets, preset_names
 
-COMMANDS = ["build-graph", "demo", "evaluate", "export", "inspect", "models", "recommend", "train", "update-graph"]
+COMMANDS = [
+    "build-graph",
+    "demo",
+    "evaluate",
+    "export",
+    "figure",
+    "inspect",
+    "models",
+    "recommend",
+    "reproduce",
+    "train",
+    "tune",
+    "update-graph",
+]
 
 
 def test_every_command_is_listed(command: Callable[..., Result]):
@@ -58,6 +72,9 @@ def test_version_of_the_module_is_that_of_the_package():
         ["evaluate"],
         ["models", "--format", "yaml"],
         ["demo", "--seeds", "0"],
+        ["tune", "dream"],
+        ["tune", "dream", "graph", "--trials", "0"],
+        ["reproduce", "table2", "--graph", "graph", "--jobs", "0"],
         ["export", "run", "--out", "x", "--as", "pickle"],
     ],
     ids=" ".join,
@@ -78,3 +95,16 @@ def test_models_lists_the_registry_with_defaults(command: Callable[..., Result])
     for entry in listed:
         assert f"{entry['model']:<12}{entry['what']}" in table
         assert all(f"{name} = {default}" in table for name, default in entry["hyper-parameters"].items())
+
+
+def test_models_lists_what_presets_say(command: Callable[..., Result]):
+    listed = {entry["model"]: entry["presets"] for entry in json.loads(command("models", "--format", "json").stdout)}
+    assert listed == {
+        model: {
+            name: {"source": presets[model].source, "values": presets[model].values}
+            for name, presets in ((name, load_presets(name)) for name in preset_names())
+            if model in presets
+        }
+        for model in MODELS
+    }
+    assert "  preset baby: training.learning_rate = " in command("models").stdout

@@ -13,8 +13,8 @@ from torch_geometric.data import HeteroData
 from dream_pyg.data.dataset import Dataset, Modality
 from dream_pyg.data.features import Neighbors
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph import build
-from dream_pyg.graph.build import UserFeatures, build_graph
+from dream_pyg.graph.build import build_graph
+from dream_pyg.graph.knn import MeanRows, means
 from dream_pyg.graph.schema import (
     INTERACTS,
     ITEM,
@@ -167,12 +167,12 @@ def loop_of_means(dataset: Dataset, name: str) -> NDArray[np.float64]:
 @pytest.mark.parametrize("elements", [1 << 26, 1, 20], ids=["one chunk", "an item a chunk", "a few items a chunk"])
 @pytest.mark.parametrize("seed", range(3))
 def test_user_features_are_means_over_train_items(monkeypatch: pytest.MonkeyPatch, seed: int, elements: int):
-    monkeypatch.setattr(build, "_USER_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(means, "_BLOCK_ELEMENTS", elements)
     dataset = random_dataset(seed=seed)
     for name in MODALITIES[:2]:
         features = dataset.modalities[name].features
         assert features is not None
-        users = UserFeatures(dataset.interactions.pairs("train"), dataset.interactions.num_users, features)
+        users = MeanRows(dataset.interactions.pairs("train"), dataset.interactions.num_users, features)
         expected = loop_of_means(dataset, name)
         assert users.shape == expected.shape
         for start in range(len(expected) + 1):
@@ -188,7 +188,7 @@ def test_user_features_do_not_depend_on_the_order_of_pairs():
     assert features is not None
     pairs = dataset.interactions.pairs("train")
     shuffled = pairs[:, np.random.default_rng(5).permutation(pairs.shape[1])]
-    first, second = (UserFeatures(order, dataset.interactions.num_users, features) for order in (pairs, shuffled))
+    first, second = (MeanRows(order, dataset.interactions.num_users, features) for order in (pairs, shuffled))
     # Features are multiples of 1/64, so sums are exact in any order.
     np.testing.assert_array_equal(first.take(0, 12), second.take(0, 12))
 

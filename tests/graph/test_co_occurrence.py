@@ -5,21 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import HeteroData
 
 from dream_pyg.graph import co_occurrence
 from dream_pyg.graph.co_occurrence import co_occurrence_weight, user_co_occurrence
-from dream_pyg.graph.edges import add_interaction_edges
-from dream_pyg.graph.schema import INTERACTS, ITEM, USER, label_name
+from tests.graphs import interaction_graph
 from tests.oracles import dualgnn
-
-
-def graph_of(matrix):
-    graph = HeteroData()
-    graph[USER].num_nodes, graph[ITEM].num_nodes = matrix.shape
-    graph[INTERACTS][label_name("train")] = torch.from_numpy(np.stack(np.nonzero(matrix)))
-    add_interaction_edges(graph)
-    return graph
 
 
 @pytest.mark.parametrize("block", [1, 20, 1 << 24])
@@ -28,7 +18,7 @@ def graph_of(matrix):
 def test_neighbors_counts_and_weights_are_those_of_brute_force(density, k, block, monkeypatch):
     monkeypatch.setattr(co_occurrence, "_BLOCK_PAIRS", block)
     matrix = np.random.default_rng(0).random((14, 9)) < density
-    edges, shared = user_co_occurrence(graph_of(matrix), k)
+    edges, shared = user_co_occurrence(interaction_graph(matrix), k)
     expected = dualgnn.co_occurrence(matrix, k)
     wanted = [[other, user, row[other]] for user, row in enumerate(expected) for other in sorted(row)]
     assert torch.cat([edges.as_tensor(), shared[None]]).T.tolist() == wanted
@@ -40,6 +30,6 @@ def test_neighbors_counts_and_weights_are_those_of_brute_force(density, k, block
 
 
 def test_many_shared_items_do_not_overflow():
-    edges, shared = user_co_occurrence(graph_of(np.ones((3, 2000), dtype=bool)), 2)
+    edges, shared = user_co_occurrence(interaction_graph(np.ones((3, 2000), dtype=bool)), 2)
     assert shared.tolist() == [2000] * 6
     assert co_occurrence_weight(edges, shared).tolist() == [0.5] * 6

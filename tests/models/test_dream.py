@@ -311,3 +311,6 @@ def test_refuses_a_graph_without_user_graphs():
     graph = build_graph(random_dataset(), num_neighbors=NUM_NEIGHBORS, user_graphs=False)
     with pytest.raises(ConfigError, match="needs a user-user kNN graph"):
         make_model(RunConfig(graph="unused", model={"name": "dream"}), graph)
+    without = {"name": "dream", "use_user_graph": False}
+    model = make_model(RunConfig(graph="unused", model=without), graph)
+    assert model(graph).scores(torch.arange(model.num_users)).isfinite().all()

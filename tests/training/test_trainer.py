@@ -316,3 +316,67 @@ def test_the_metric_chooses_the_epoch(stored, tmp_path):
     result = train(configure(stored, metric="mrr@3"), tmp_path / "run")
     values = [line["valid"]["mrr@3"] for line in read_metrics(tmp_path / "run")]
     assert result.best_epoch == values.index(max(values)) + 1
+
+
+def test_kept_epochs_are_the_weights_of_these_epochs_and_change_nothing(stored, finished, tmp_path):
+    train(configure(stored, keep_every=2), tmp_path / "run")
+    paths = RunPaths(tmp_path / "run")
+    assert paths.kept_epochs() == [0, 2, 4]
+    assert RunPaths(finished).kept_epochs() == []
+    last = {**read_checkpoint(finished)["model"]}
+    assert_same(load_tensors(paths.epoch(4))[0], {name: last[name] for name in sorted(last)})
+    torch.manual_seed(0)
+    first = make_model(configure(stored), prepare_graph(stored.graph, torch.device("cpu"))).state_dict()
+    kept = load_tensors(paths.epoch(0))[0]
+    assert [name for name in first if not torch.equal(first[name], kept[name])] == []
+    assert_same(read_checkpoint(tmp_path / "run"), read_checkpoint(finished))
+
+
+def test_epochs_may_be_kept_from_a_resume_on_and_those_to_be_made_again_vanish(stored, finished, tmp_path):
+    run = tmp_path / "run"
+    train(configure(stored, epochs=2), run)
+    paths = RunPaths(run)
+    for stale in (3, 9):
+        paths.epoch(stale).write_text("of a training that went on further than its last checkpoint")
+    train(configure(stored, keep_every=1), run, resume=True)
+    assert paths.kept_epochs() == [3, 4]
+    assert_same(read_checkpoint(run), read_checkpoint(finished))
+
+
+def test_training_may_leave_the_test_split_unread_until_the_run_is_resumed(stored, finished, tmp_path, monkeypatch):
+    splits = []
+    original = trainer.evaluate
+
+    def evaluate(embeddings, graph, split, **options):
+        splits.append(split)
+        return original(embeddings, graph, split, **options)
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    result = train(configure(stored), tmp_path / "run", test=False)
+    assert (result.test_metrics, set(splits)) == ({}, {"valid"})
+    assert not RunPaths(tmp_path / "run").test_metrics.exists()
+    train(configure(stored), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_each_evaluation_is_told_and_may_end_the_training(stored, finished, tmp_path):
+    told = []
+
+    def stop_at_the_second(epoch, metrics):
+        told.append({"epoch": epoch, "valid": metrics})
+        return epoch == 2
+
+    result = train(configure(stored), tmp_path / "run", on_evaluation=stop_at_the_second)
+    lines = [{"epoch": line["epoch"], "valid": line["valid"]} for line in read_metrics(finished)]
+    assert (told, result.epochs) == (lines[:2], 2)
+    assert read_json(RunPaths(tmp_path / "run").info)["status"] == "finished"
+    train(configure(stored), tmp_path / "run", resume=True, on_evaluation=lambda *given: bool(told.append(given)))
+    assert told[2:] == [(line["epoch"], line["valid"]) for line in lines[2:]]
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_only_epochs_that_are_evaluated_are_told(stored, tmp_path):
+    told = []
+    config = configure(stored, evaluate_every=3)
+    train(config, tmp_path / "run", on_evaluation=lambda epoch, metrics: bool(told.append(epoch)))
+    assert told == [3, 4]

@@ -17,11 +17,22 @@ from dream_pyg.graph.knn import ranks
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.exact import Steps, exact_candidates
 from dream_pyg.graph.knn.flat import flat_candidates
+from dream_pyg.graph.knn.means import MeanRows
 from dream_pyg.graph.knn.refine import as_neighbors, nearest_of
 from dream_pyg.graph.knn.rows import ArrayRows, Rows
 from dream_pyg.graph.processor import has_bfloat16_units
 
-__all__ = ["ArrayRows", "Candidates", "Engine", "Rows", "Steps", "check_num_neighbors", "cosine_knn", "nobody"]
+__all__ = [
+    "ArrayRows",
+    "Candidates",
+    "Engine",
+    "MeanRows",
+    "Rows",
+    "Steps",
+    "check_num_neighbors",
+    "cosine_knn",
+    "nobody",
+]
 
 Engine = Literal["exact", "flat"]
 

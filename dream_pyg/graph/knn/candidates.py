@@ -40,7 +40,7 @@ class CandidateLists:
     """
 
     def __init__(self, num_rows: int, count: int, error: ScoreError, device: torch.device) -> None:
-        room = min(4 * count + 24, num_rows)
+        room = min(4 * count + 24, max(count, num_rows))
         self.count = count
         self.score = torch.full((num_rows, room), -torch.inf, device=device)
         self.index = torch.full((num_rows, room), -1, dtype=torch.int32, device=device)

@@ -28,13 +28,13 @@ from dream_pyg.graph.knn.rows import Rows
 _PANEL_BYTES = 96 << 20
 _TILE_ROWS = 512
 _TILE_COLUMNS = 8192
-_GROUP = 16
+GROUP = 16
 """Scores are looked at in groups, by their maximum; rows are padded to whole groups."""
 _PREPARED_BYTES = 8 << 20
 _SAMPLED_ROWS = 256
-_BFLOAT16_ROUNDING = 2.0**-9
-_FLOAT32_ROUNDING = 2.0**-24
-_SLACK = 2.0**-15
+BFLOAT16_ROUNDING = 2.0**-8
+FLOAT32_ROUNDING = 2.0**-24
+SLACK = 2.0**-15
 """Many times what the float32 steps around the product can be wrong by."""
 
 
@@ -51,7 +51,7 @@ class Tile(NamedTuple):
 
     row: int
     column: int
-    product: Tensor  # (R, C), both multiples of 16; the score of a pair is this plus the product of their `along`
+    score: Tensor  # (R, C), both multiples of 16, of any real type; overwritten by the next tile
     diagonal: bool  # whether the last R columns are the rows themselves
 
 
@@ -60,20 +60,18 @@ class Product(Protocol):
 
     Attributes:
         num_rows: N.
-        along: What adds to the score of a pair the product of both its entries (P,), with P the next multiple of 16.
-        absent: Which rows cannot be neighbours, being zero or mere padding (P,).
+        absent: Which rows cannot be neighbours, being zero or mere padding (P,), P the next multiple of 16.
     """
 
     num_rows: int
-    along: Tensor
     absent: Tensor
 
     @property
     def strips(self) -> Sequence[Strip]:
         """All strips, which hold every pair once."""
 
-    def tiles(self, strips: Iterable[Strip]) -> Iterator[Tile]:
-        """The tiles of some strips; the next strip is asked for when the tiles of the last have been taken."""
+    def tiles(self, strips: Iterable[Strip] | None = None) -> Iterator[Tile]:
+        """The tiles of some strips or of all; the next strip is asked for when the tiles of the last are done with."""
 
     def error(self, row: Tensor | slice, score: Tensor) -> Tensor:
         """The most by which a score near ``score`` (R,) of some rows can be wrong (R,)."""
@@ -83,7 +81,9 @@ Steps = Callable[[Sequence[Strip], CandidateLists], Iterable[Strip]]
 """Gives the strips that are to be done, one after the other; in between the lists hold what was found so far."""
 
 
-def exact_candidates(rows: Rows, count: int, *, dtype: torch.dtype, device: torch.device, steps: Steps) -> Candidates:
+def exact_candidates(
+    rows: Rows, count: int, *, dtype: torch.dtype, device: torch.device, steps: Steps | None = None
+) -> Candidates:
     """Candidates that hold the ``count`` most similar rows of each, or say in ``left_out`` what they may lack.
 
     Args:
@@ -91,12 +91,12 @@ def exact_candidates(rows: Rows, count: int, *, dtype: torch.dtype, device: torc
         count: How many neighbours are wanted.
         dtype: ``torch.bfloat16`` or ``torch.float32``, what is multiplied.
         device: Where to multiply.
-        steps: How its strips are gone through.
+        steps: How strips are gone through; by default all of them.
     """
     return select_candidates(RowProduct(rows, dtype, device), count, steps)
 
 
-def select_candidates(product: Product, count: int, steps: Steps) -> Candidates:
+def select_candidates(product: Product, count: int, steps: Steps | None = None) -> Candidates:
     """Collect from all scores those that may belong to the ``count`` highest cosines of a row.
 
     Both rows of a pair profit from its one score. Nothing is sorted: a score is compared with its row's cut, which
@@ -107,7 +107,8 @@ def select_candidates(product: Product, count: int, steps: Steps) -> Candidates:
     lists.cut[product.absent] = torch.inf
 
     def search() -> None:
-        for tile in product.tiles(steps(ranks.share(product.strips), lists)):
+        strips = ranks.share(product.strips)
+        for tile in product.tiles(steps(strips, lists) if steps else strips):
             _select_from_tile(lists, product, tile)
 
     ranks.together(search)
@@ -116,53 +117,45 @@ def select_candidates(product: Product, count: int, steps: Steps) -> Candidates:
 
 
 def _select_from_tile(lists: CandidateLists, product: Product, tile: Tile) -> None:
-    values = tile.product
-    num_rows, num_columns = values.shape
+    score = tile.score
+    num_rows, num_columns = score.shape
     rows, columns = slice(tile.row, tile.row + num_rows), slice(tile.column, tile.column + num_columns)
     if product.absent[columns].any():
-        values.masked_fill_(product.absent[columns], -torch.inf)
+        score.masked_fill_(product.absent[columns], -torch.inf)
     if tile.diagonal:
-        values[:, -num_rows:].fill_diagonal_(-torch.inf)
-    row_along, column_along = product.along[rows], product.along[columns]
+        score[:, -num_rows:].fill_diagonal_(-torch.inf)
 
-    # Groups lie apart from each other, for a maximum over neighbours in memory is eight times slower.
-    by_row = values.view(num_rows, _GROUP, -1)
-    largest = by_row.amax(dim=1).float()
-    ends = column_along.view(_GROUP, -1)
-    one, other = torch.outer(row_along, ends.amax(dim=0)), torch.outer(row_along, ends.amin(dim=0))
+    largest = _largest(score, dim=1).float()
     if tile.column == 0 and largest.size(1) >= lists.count:
-        # Each group has a score of at least this: together they are the first cut of rows that know nobody yet.
-        known = largest + torch.minimum(one, other)
-        lists.raise_cut(rows, known.topk(lists.count, dim=1).values[:, -1])
+        # Each group has a score that high: together they are the first cut of rows that know nobody yet.
+        lists.raise_cut(rows, largest.topk(lists.count, dim=1).values[:, -1])
     cut = lists.cut[rows]
-    row, start = _positions(largest + torch.maximum(one, other) >= cut[:, None])
-    score = by_row[row, :, start].float() + row_along[row, None] * ends.T[start]
-    group, member = _positions((score >= cut[row, None]) & (score > -torch.inf))
-    row, column = row[group], start[group] + member * by_row.size(2)
-    lists.add(row + tile.row, column + tile.column, score[group, member])
+    row, start = _positions(largest >= cut[:, None])
+    found = score.unflatten(1, (GROUP, -1))[row, :, start].float()
+    group, member = _positions((found >= cut[row, None]) & (found > -torch.inf))
+    lists.add(row[group] + tile.row, start[group] + member * largest.size(1) + tile.column, found[group, member])
 
-    by_column = values.view(_GROUP, -1, num_columns)
     if tile.diagonal:  # These pairs are in the tile twice.
-        by_column = by_column[:, :, :-num_rows]
-        column_along = column_along[:-num_rows]
-        columns = slice(columns.start, columns.stop - num_rows)
-    largest = by_column.amax(dim=0).float()
-    ends = row_along.view(_GROUP, -1)
-    one, other = torch.outer(ends.amax(dim=0), column_along), torch.outer(ends.amin(dim=0), column_along)
+        score, columns = score[:, :-num_rows], slice(columns.start, columns.stop - num_rows)
+    largest = _largest(score, dim=0).float()
     cut = lists.cut[columns]
-    start, column = _positions(largest + torch.maximum(one, other) >= cut)
-    score = by_column[:, start, column].T.float() + ends.T[start] * column_along[column, None]
-    group, member = _positions((score >= cut[column, None]) & (score > -torch.inf))
-    row, column = start[group] + member * by_column.size(1), column[group]
-    lists.add(column + tile.column, row + tile.row, score[group, member])
+    start, column = _positions(largest >= cut)
+    found = score.unflatten(0, (GROUP, -1))[:, start, column].T.float()
+    group, member = _positions((found >= cut[column, None]) & (found > -torch.inf))
+    lists.add(column[group] + tile.column, start[group] + member * largest.size(0) + tile.row, found[group, member])
+
+
+def _largest(values: Tensor, dim: int) -> Tensor:
+    """The maximum of each group, whose members lie far apart: those side by side in memory take eight times longer."""
+    for _ in range(GROUP.bit_length() - 1):
+        values = torch.maximum(*values.chunk(2, dim))
+    return values
 
 
 def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     """The rows and columns where a mask is true."""
-    if mask.is_cuda:
-        position = mask.view(-1).nonzero().view(-1)
-    else:
-        position = torch.from_numpy(np.flatnonzero(mask.numpy()))  # four times as fast
+    # On a CPU NumPy is four times as fast.
+    position = mask.view(-1).nonzero().view(-1) if mask.is_cuda else torch.from_numpy(np.flatnonzero(mask.numpy()))
     width = max(1, mask.size(1))
     row = position // width
     return row, position - row * width
@@ -177,20 +170,21 @@ class RowProduct:
         rows: The rows (N, F), of any norm.
         dtype: ``torch.bfloat16`` or ``torch.float32``.
         device: Where to multiply.
+        panel_bytes: Size of a panel.
     """
 
-    def __init__(self, rows: Rows, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, rows: Rows, dtype: torch.dtype, device: torch.device, *, panel_bytes: int | None = None) -> None:
         self.num_rows, self.num_features = rows.shape
-        padded = -(-self.num_rows // _GROUP) * _GROUP
+        padded = -(-self.num_rows // GROUP) * GROUP
         self._rows = rows
         self._dtype = dtype
         self._device = device
-        panel = _PANEL_BYTES // (self.num_features * dtype.itemsize) // _TILE_ROWS * _TILE_ROWS
+        panel = (panel_bytes or _PANEL_BYTES) // (self.num_features * dtype.itemsize) // _TILE_ROWS * _TILE_ROWS
         self._starts = range(0, padded, max(_TILE_ROWS, panel))
         self._loaded: dict[int, Tensor] = {}
         self._direction = self._common_direction()
         self.along, length, rounding = torch.zeros(3, padded, device=device)
-        self._length, self._rounding = length, rounding
+        self.length, self.rounding = length, rounding
         for start in reversed(self._starts):
             self._load(start, keep=start)
         self.absent = (self.along == 0) & (length == 0)
@@ -198,10 +192,11 @@ class RowProduct:
         self._error = (
             rounding * length.max()
             + whole * rounding.max()
-            + 2 * self.num_features * _FLOAT32_ROUNDING * whole * whole.max()
-            + _SLACK
+            + 2 * self.num_features * FLOAT32_ROUNDING * whole * whole.max()
+            + SLACK
         )
-        self._reach = self.along.abs() * self.along.abs().max()
+        present = self.along[~self.absent]
+        self._ends = torch.stack([present.min(), present.max()]) if len(present) else self.along[:2]
 
     def error(self, row: Tensor | slice, score: Tensor) -> Tensor:
         """The most by which a score near ``score`` (R,) of some rows can be wrong (R,)."""
@@ -209,7 +204,8 @@ class RowProduct:
         if self._dtype == torch.float32:
             return error
         # The product itself is rounded when it is written; it is the score less what the common direction gives.
-        return error + _BFLOAT16_ROUNDING * 1.01 * (score.abs() + self._reach[row] + 4 * error)
+        ends = (score[:, None] - self.along[row, None] * self._ends).abs().amax(dim=1)
+        return error + BFLOAT16_ROUNDING * 1.01 * (ends + 4 * error)
 
     @property
     def strips(self) -> list[Strip]:
@@ -221,10 +217,13 @@ class RowProduct:
             for row in range(start, min(start + self._starts.step, len(self.along)), _TILE_ROWS)
         ]
 
-    def tiles(self, strips: Iterable[Strip]) -> Iterator[Tile]:
-        """The tiles of some strips; the next strip is asked for when the tiles of the last have been taken."""
-        buffer = torch.empty(_TILE_ROWS * (_TILE_COLUMNS + _TILE_ROWS), dtype=self._dtype, device=self._device)
-        for start, other, row in strips:
+    def tiles(self, strips: Iterable[Strip] | None = None) -> Iterator[Tile]:
+        """The tiles of some strips or of all; the next strip is asked for when the tiles of the last are done with."""
+        size = _TILE_ROWS * (_TILE_COLUMNS + _TILE_ROWS)
+        product = torch.empty(size, dtype=self._dtype, device=self._device)
+        # Without a common direction a score is its product, and need not be written again.
+        score = torch.empty(size, device=self._device) if self._direction.any() else product
+        for start, other, row in self.strips if strips is None else strips:
             panel, base = self._load(start, keep=other), self._load(other, keep=start)
             block = panel[row - start : row - start + _TILE_ROWS]
             stop = row - start + len(block) if start == other else len(base)
@@ -232,9 +231,14 @@ class RowProduct:
                 until = min(column + _TILE_COLUMNS, stop)
                 if start == other and stop - until < len(block):
                     until = stop  # The square of the rows themselves is not divided.
-                product = buffer[: len(block) * (until - column)].view(len(block), until - column)
-                _multiply(block, base[column:until], product)
-                yield Tile(row, other + column, product, start == other and until == stop)
+                shape = len(block), until - column
+                into, scored = (part[: shape[0] * shape[1]].view(shape) for part in (product, score))
+                _multiply(block, base[column:until], into)
+                second = other + column
+                if score is not product:
+                    along = self.along[row : row + shape[0]], self.along[second : second + shape[1]]
+                    torch.addr(scored.copy_(into), *along, out=scored)
+                yield Tile(row, second, scored, start == other and until == stop)
                 if until == stop:
                     break
 
@@ -261,9 +265,9 @@ class RowProduct:
                 part.addr_(along, self._direction, alpha=-1)
                 rounded = panel[first - start : last - start].copy_(part)
                 self.along[first:last] = along
-                self._length[first:last] = part.norm(dim=1)
+                self.length[first:last] = part.norm(dim=1)
                 if self._dtype != torch.float32:
-                    self._rounding[first:last] = part.sub_(rounded).norm(dim=1)
+                    self.rounding[first:last] = part.sub_(rounded).norm(dim=1)
             self._loaded[start] = panel
         return self._loaded[start]
 

@@ -1,0 +1,1 @@
+"""Studies over many runs: hyper-parameters and the paper's tables."""

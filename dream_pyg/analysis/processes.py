@@ -1,0 +1,78 @@
+"""Several trainings at once, each by ``dream-pyg train`` in a process of its own with one thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dream_pyg.config import RunConfig
+from dream_pyg.errors import TrainingError
+
+logger = logging.getLogger("dream_pyg")
+
+_POLL_SECONDS = 0.1
+
+
+def train_in_processes(tasks: Sequence[tuple[RunConfig, Path]], jobs: int) -> Iterator[Path]:
+    """Train runs, or what is left of them.
+
+    Whatever ends this early, an interrupt or a failure, asks the processes to save and waits for them.
+
+    Args:
+        tasks: Configurations and run directories.
+        jobs: Processes at a time.
+
+    Yields:
+        Each run as it is finished.
+
+    Raises:
+        TrainingError: If a training fails, with what it said.
+    """
+    waiting = list(tasks)[::-1]
+    running: dict[Path, tuple[subprocess.Popen[bytes], Path]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    config, run = waiting.pop()
+                    files = Path(scratch) / str(len(waiting))
+                    running[run] = (_start(config, run, files), files)
+                    logger.info("Training %s", run)
+                ended = [run for run, (process, _) in running.items() if process.poll() is not None]
+                for run in ended:
+                    process, files = running.pop(run)
+                    if process.returncode:
+                        said = files.with_suffix(".log").read_text(encoding="utf-8", errors="replace").splitlines()
+                        reason = said[-1].removeprefix("Error: ") if said else f"exit code {process.returncode}"
+                        raise TrainingError(f"The training of {run} failed: {reason}")
+                    yield run
+                if not ended:
+                    time.sleep(_POLL_SECONDS)
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.wait()
+
+
+def _start(config: RunConfig, run: Path, files: Path) -> subprocess.Popen[bytes]:
+    one_thread = config.training.model_copy(update={"num_threads": 1})
+    config.model_copy(update={"training": one_thread}).save(files.with_suffix(".toml"))
+    command = [sys.executable, "-m", "dream_pyg", "--quiet", "train", "--config", str(files.with_suffix(".toml"))]
+    command += ["--run", str(run), *(["--resume"] if run.exists() else [])]
+    with files.with_suffix(".log").open("wb") as log:
+        # A session of its own: Ctrl-C reaches this process alone, which then asks for a save, once.
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )

@@ -1,0 +1,318 @@
+"""The paper's tables from runs of one's own, beside the printed values.
+
+Layout of a directory of tables::
+
+    reproduction.json               the data set and its graph's fingerprint
+    runs/dream-1f2e3d4c5b/seed-0/   a run for each system and seed, named by all that determines it
+    table2.md, table2.json, table2.csv
+
+A run that is there is not trained again, whichever table asks for it, and one that was interrupted is resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Container, Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dream_pyg.analysis.continuable import continuable
+from dream_pyg.analysis.processes import train_in_processes
+from dream_pyg.analysis.published import published_note, published_rows, table_metrics
+from dream_pyg.analysis.table import Cell, Row, Table
+from dream_pyg.config import RunConfig
+from dream_pyg.data.files import read_json, write_json
+from dream_pyg.errors import ConfigError, StoreError
+from dream_pyg.graph.schema import SPLITS
+from dream_pyg.graph.store import read_info
+from dream_pyg.models import find_model
+from dream_pyg.presets import load_presets
+from dream_pyg.training.run import RunPaths, read_run_info
+from dream_pyg.training.trainer import train
+
+logger = logging.getLogger("dream_pyg")
+
+TABLES = {
+    "table1": "statistics of the data set",
+    "table2": "performance of all systems",
+    "table3": "ablations of DREAM",
+    "table4": "Behavior-Modal Alignment (BMA) in other models",
+}
+COMPARED = ("bpr", "lightgcn", "vbpr", "mmgcn", "dualgnn", "bm3", "freedom", "mgcn", "dream")
+"""The systems of Table 2, in its order."""
+ABLATIONS = {
+    "without_intra": ("DREAM w/o intra-alignment", ("intra_weight",)),
+    "without_inter": ("DREAM w/o inter-alignment", ("inter_weight",)),
+    "without_alignment": ("DREAM w/o alignment", ("intra_weight", "inter_weight")),
+    "without_signal": ("DREAM w/o SSS", ("signal_weight",)),
+}
+"""The rows of Table 3 below the first: their names, and the weights that are 0."""
+ALIGNED = {"vbpr": ("intra_weight", "inter_weight"), "bm3": ("intra_weight", "inter_weight"), "mgcn": ("intra_weight",)}
+"""The models of Table 4, and the alignments that are added (MGCN has the like of the other, says footnote 2)."""
+MODELS_OF_TABLE = {"table1": (), "table2": COMPARED, "table3": ("dream",), "table4": tuple(ALIGNED)}
+
+_INFO = "reproduction.json"
+_FORMAT_VERSION = 1
+_RUN_KEYS = ("seed", "device", "num_threads")
+"""Keys of the training that tell runs apart, but not systems."""
+
+
+class System(NamedTuple):
+    """A row of a table: a model with all its hyper-parameters."""
+
+    key: str
+    """The row's name among the published ones."""
+    name: str
+    config: RunConfig
+    values_from: str
+    """``defaults``, or the preset."""
+
+    def with_seed(self, seed: int) -> RunConfig:
+        """The configuration of one run."""
+        return self.config.model_copy(update={"training": self.config.training.model_copy(update={"seed": seed})})
+
+
+class Task(NamedTuple):
+    """A run that a table needs."""
+
+    config: RunConfig
+    run: Path
+
+
+def reproduce(
+    table: str,
+    graph: str | Path,
+    out: str | Path,
+    *,
+    num_seeds: int = 5,
+    models: Sequence[str] = (),
+    preset: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    jobs: int = 1,
+) -> Table:
+    """Train what a table of the paper needs and is not there yet, and write the table into ``out``.
+
+    Args:
+        table: ``"table1"`` to ``"table4"``.
+        graph: The graph store; the name of its data set finds the printed values.
+        out: Directory of the tables of one graph, and of their runs.
+        num_seeds: Runs of each system, with the seeds 0, 1, ...
+        models: Some of the table's models, by default all; for Table 2 any models.
+        preset: A preset for those models that it knows; the others have their defaults.
+        overrides: ``section.key=value`` for every run.
+        jobs: Trainings at a time, in processes of one thread each if more than one.
+
+    Returns:
+        The table.
+
+    Raises:
+        ConfigError: If a table, model, preset or value is unknown.
+        StoreError: If ``out`` has the runs of another graph, is something else, or is in use.
+        TrainingError: If a run fails; what was finished before stays.
+        Interrupted: On SIGINT or SIGTERM; the same call continues.
+    """
+    if table not in TABLES:
+        raise ConfigError(f"Unknown table {table!r}; expected one of {', '.join(TABLES)}.")
+    info, out = read_info(graph), Path(out)
+    systems = _systems(table, str(graph), models, preset, list(overrides))
+    about = _about(graph, info, preset, overrides)
+    _open(out, info)
+    with continuable(out, f"{table} of {info['dataset']}"):
+        if table == "table1":
+            return _written(_make_table(table, info, [_statistics(info)], about, complete=True), out)
+        tasks = {system.key: _tasks(system, out, info["fingerprint"], num_seeds) for system in systems}
+        needed = {task.run: task for of_system in tasks.values() for task in of_system}
+        missing = {run: task for run, task in needed.items() if not _is_finished(task, info["fingerprint"])}
+
+        def written() -> Table:
+            rows = [_row(table, system, tasks[system.key], missing, info["dataset"]) for system in systems]
+            return _written(_make_table(table, info, rows, about, complete=not missing), out)
+
+        result = written()
+        logger.info("%s: %d of %d runs are there", table, len(needed) - len(missing), len(needed))
+        with closing(_train_all(list(missing.values()), jobs)) as finished:
+            for run in finished:
+                del missing[run]
+                result = written()
+                logger.info("%s: %d of %d runs are there, now %s", table, len(needed) - len(missing), len(needed), run)
+    return result
+
+
+def _systems(
+    table: str, graph: str, models: Sequence[str], preset: str | Path | None, overrides: list[str]
+) -> list[System]:
+    """The rows of a table, with every value resolved."""
+    allowed = MODELS_OF_TABLE[table]
+    for model in models:
+        if table == "table2":
+            find_model(model)
+        elif model not in allowed:
+            raise ConfigError(f"{table} has no model {model!r}; it has {', '.join(allowed) or 'none'}.")
+    presets = {} if preset is None else load_presets(preset)
+
+    def system(key: str, name: str, model: str, *values: str) -> System:
+        own = preset if model in presets else None
+        config = RunConfig.create(graph=graph, model=model, preset=own, overrides=[*overrides, *values])
+        return System(key, name, config, "defaults" if own is None else str(preset))
+
+    systems = []
+    for model in dict.fromkeys(models or allowed):
+        name = find_model(model).__name__
+        plain = system(model, name, model)
+        systems.append(plain)
+        if table == "table3":
+            for key, (ablation, weights) in ABLATIONS.items():
+                systems.append(system(key, ablation, model, *(f"model.{weight}=0" for weight in weights)))
+        elif table == "table4":
+            # The paper does not say how the alignment is weighed; here it is as in DREAM on the same data.
+            dream = RunConfig.create(graph=graph, model="dream", preset=preset if "dream" in presets else None)
+            added = [f"model.{weight}={dream.model[weight]}" for weight in ALIGNED[model]]
+            systems.append(system(f"{model}_aligned", f"{name} + BMA", model, *added))
+    return systems
+
+
+def _tasks(system: System, out: Path, fingerprint: str, num_seeds: int) -> list[Task]:
+    values = system.config.to_dict()
+    del values["graph"]
+    values["training"] = {key: value for key, value in values["training"].items() if key not in _RUN_KEYS}
+    text = json.dumps({"config": values, "graph_fingerprint": fingerprint}, sort_keys=True)
+    name = f"{system.config.model_name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return [Task(system.with_seed(seed), out / "runs" / name / f"seed-{seed}") for seed in range(num_seeds)]
+
+
+def _is_finished(task: Task, fingerprint: str) -> bool:
+    paths = RunPaths(task.run)
+    if not paths.config.is_file():
+        return False
+    info = read_run_info(paths)
+    if info["graph_fingerprint"] != fingerprint:
+        raise StoreError(
+            f"{task.run} is a run on another graph: fingerprint {str(info['graph_fingerprint'])[:12]}, expected "
+            f"{fingerprint[:12]}. Remove it, or write the tables to another directory with --out."
+        )
+    return info.get("status") == "finished" and paths.test_metrics.is_file()
+
+
+def _train_all(tasks: list[Task], jobs: int) -> Generator[Path]:
+    """Train each run, or what is left of it, and say when it is finished."""
+    if jobs > 1:
+        yield from train_in_processes(tasks, jobs)
+        return
+    for config, run in tasks:
+        logger.info("Training %s", run)
+        train(config, run, resume=run.exists())
+        yield run
+
+
+def _row(table: str, system: System, tasks: list[Task], missing: Container[Path], dataset: str) -> Row:
+    printed = published_rows(table, dataset).get(system.key, {})
+    runs = [_run(task) for task in tasks if task.run not in missing]
+    cells = [
+        Cell.of(metric, [run["test"][metric] for run in runs], printed.get(metric)) for metric in table_metrics(table)
+    ]
+    return Row(system.key, system.name, cells, runs, system.values_from)
+
+
+def _run(task: Task) -> dict[str, Any]:
+    """What a table says of a finished run."""
+    paths = RunPaths(task.run)
+    info, lines = read_run_info(paths), paths.metrics.read_text(encoding="utf-8").splitlines()
+    epochs = [json.loads(line) for line in lines]
+    return {
+        "run": str(task.run),
+        "seed": info["seed"],
+        "test": read_json(paths.test_metrics)["lines"]["general"],
+        "best_epoch": info["best_epoch"],
+        "epochs": info["epochs"],
+        "seconds": round(sum(epoch["train_seconds"] + epoch.get("evaluate_seconds", 0.0) for epoch in epochs), 1),
+        "device": info["device"],
+        "num_threads": info["num_threads"],
+        "versions": info["versions"],
+        "config": info["config"],
+    }
+
+
+def _statistics(info: dict[str, Any]) -> Row:
+    """Table 1: the numbers of a graph."""
+    counts, name = info["counts"], info["dataset"]
+    interactions = sum(counts[split] for split in SPLITS)
+    measured = {
+        "users": counts["users"],
+        "items": counts["items"],
+        "interactions": interactions,
+        "sparsity": 100 * (1 - interactions / (counts["users"] * counts["items"])),
+    }
+    printed = published_rows("table1", name).get(name, {})
+    cells = [Cell.of(metric, [measured[metric]], printed.get(metric)) for metric in table_metrics("table1")]
+    return Row(name, name, cells)
+
+
+def _make_table(table: str, info: dict[str, Any], rows: list[Row], about: dict[str, Any], *, complete: bool) -> Table:
+    runs = [run for row in rows for run in row.runs]
+    if runs:
+        about = {
+            **about,
+            "seeds": sorted({run["seed"] for run in runs}),
+            "devices": sorted({run["device"] for run in runs}),
+            "threads": sorted({run["num_threads"] for run in runs}),
+            "versions": runs[-1]["versions"],
+        }
+    notes = []
+    if any(cell.published is not None for row in rows for cell in row.cells):
+        notes.append("A ratio is what was measured over what the paper prints (arXiv 2404.11119, first version).")
+        notes += [note for note in (published_note(table, info["dataset"]),) if note]
+    if any(cell.std is not None for row in rows for cell in row.cells):
+        notes.append("Mean ± standard deviation of the sample over the seeds.")
+    return Table(table, TABLES[table], info["dataset"], rows, complete, about, notes)
+
+
+def _about(
+    graph: str | Path, info: dict[str, Any], preset: str | Path | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    about = {"graph": str(graph), "fingerprint": info["fingerprint"], "machine": _machine()}
+    if preset is not None:
+        about["preset"] = str(preset)
+    if overrides:
+        about["set for every run"] = list(overrides)
+    return about
+
+
+def _machine() -> str:
+    name = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:  # not Linux
+        pass
+    return f"{platform.system()} {platform.machine()}, {name or 'unknown processor'}, {os.cpu_count()} CPUs"
+
+
+def _open(out: Path, info: dict[str, Any]) -> None:
+    """Make the directory of a graph's tables, or check that what is there is one."""
+    description = {
+        "format_version": _FORMAT_VERSION,
+        "dataset": info["dataset"],
+        "graph_fingerprint": info["fingerprint"],
+    }
+    if (out / _INFO).is_file():
+        there = read_json(out / _INFO)
+        if there != description:
+            raise StoreError(
+                f"{out} holds the tables of another graph: {there.get('dataset')} with fingerprint "
+                f"{str(there.get('graph_fingerprint'))[:12]}, not {info['dataset']} with {info['fingerprint'][:12]}. "
+                "Choose another directory with --out."
+            )
+    elif out.exists():
+        raise StoreError(f"{out} exists and holds no tables: it has no {_INFO}. Choose another directory with --out.")
+    else:
+        write_json(out / _INFO, description)
+
+
+def _written(table: Table, out: Path) -> Table:
+    table.write(out)
+    return table

@@ -1,0 +1,400 @@
+"""Hyper-parameter studies with Optuna: chosen on validation, stopped early, resumable, the test split read once.
+
+Layout of a study::
+
+    study.json     what is searched on what; the best trial so far, and its test metrics once all trials are done
+    study.db       Optuna's storage (SQLite)
+    trials.csv     one row a trial
+    trials/003/    the run of trial 3; only the best one keeps its checkpoints
+    best.toml      the best trial as a preset
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tomli_w
+
+from dream_pyg.analysis.continuable import continuable
+from dream_pyg.analysis.search_spaces import (
+    Choice,
+    LogRange,
+    Space,
+    configure,
+    default_point,
+    describe_space,
+    search_space,
+)
+from dream_pyg.config import RunConfig
+from dream_pyg.data.files import read_json, write_json, write_text
+from dream_pyg.errors import ConfigError, ResumeError, StoreError, TrainingError
+from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
+from dream_pyg.graph.store import StoredGraph, load_graph
+from dream_pyg.training.run import RunPaths
+from dream_pyg.training.trainer import train
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = logging.getLogger("dream_pyg")
+
+FORMAT_VERSION = 1
+STUDY, STORAGE, TABLE, TRIALS, BEST = "study.json", "study.db", "trials.csv", "trials", "best.toml"
+_RANDOM_TRIALS = 8
+"""Trials before the sampler begins to learn from them."""
+_COMPARED_TRIALS = 4
+"""Trials that are never pruned, since a median needs some."""
+_NOT_SEARCHED = ("epochs", "patience", "metric", "evaluate_every", "checkpoint_every", "seed", "device", "num_threads")
+_ANYWHERE = ("device", "num_threads")
+"""Where a study runs, which may change from one call to the next."""
+
+
+class Trial(NamedTuple):
+    """A trial that has ended."""
+
+    number: int
+    state: str
+    """``complete``, or ``pruned`` where validation fell behind or the loss became infinite."""
+    value: float | None
+    """The best validation metric."""
+    best_epoch: int
+    epochs: int
+    seconds: float
+    values: dict[str, Any]
+    """What was searched, as in a configuration."""
+
+
+class StudyResult(NamedTuple):
+    """A study so far."""
+
+    path: Path
+    metric: str
+    trials: list[Trial]
+    best: Trial
+    test_metrics: dict[str, float]
+    """Of the best trial; empty until the study has all its trials."""
+
+
+def tune(
+    model: str,
+    graph: str | Path,
+    out: str | Path,
+    *,
+    num_trials: int = 20,
+    seed: int = 0,
+    overrides: Iterable[str] = (),
+    timeout: float | None = None,
+    pruning_warmup: int = 10,
+) -> StudyResult:
+    """Search a model's hyper-parameters on a graph, or continue the study that is at ``out``.
+
+    The first trial is the default configuration. Each further one is a function of ``seed`` and of the trials before
+    it, so a study that was killed and continued makes the same trials as one that was not. A trial whose validation
+    falls behind the median of the others at the same epoch is pruned.
+
+    Args:
+        model: The model.
+        graph: The graph store.
+        out: Directory of the study.
+        num_trials: Trials in all, those of earlier calls included.
+        seed: Seed of the search and of every training.
+        overrides: ``section.key=value`` for all trials; such a key is not searched.
+        timeout: Seconds after which no further trial begins; one there is in any case.
+        pruning_warmup: Epochs that a trial has before it may be pruned.
+
+    Returns:
+        The trials and the best one, with test metrics if there are ``num_trials``.
+
+    Raises:
+        ConfigError: If Optuna is missing, or the model has nothing to tune.
+        ResumeError: If the study at ``out`` is another one.
+        StoreError: If ``out`` is something else, damaged, or in use.
+        Interrupted: On SIGINT or SIGTERM; the same call continues.
+    """
+    optuna = _import_optuna()
+    overrides = list(overrides)
+    base = RunConfig.create(graph=graph, model=model, overrides=[*overrides, f"training.seed={seed}"])
+    stored = load_graph(graph)
+    modalities = _fusible_modalities(stored)
+    fixed = [override.partition("=")[0].strip() for override in overrides]
+    space = search_space(model, modalities, fixed=fixed)
+    out = Path(out)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "model": model,
+        "dataset": stored.name,
+        "graph_fingerprint": stored.fingerprint,
+        "seed": seed,
+        "pruning_warmup": pruning_warmup,
+        "space": describe_space(space),
+        "config": _described_config(base),
+    }
+    _open(out, description)
+    with continuable(out, "the study"):
+        search = _Search(optuna, out, base, space, modalities, pruning_warmup)
+        begun = time.monotonic()
+        while (ended := len(search.trials())) < num_trials:
+            if ended and timeout is not None and time.monotonic() - begun >= timeout:
+                break
+            search.run_trial()
+            _write(search, description, fixed, {})
+        trials = search.trials()
+        best = _best(trials)
+        test_metrics: dict[str, float] = {}
+        if len(trials) >= num_trials:
+            config = search.configured(best)
+            test_metrics = train(config, search.directory(best.number), resume=True).test_metrics
+        _write(search, description, fixed, test_metrics)
+    return StudyResult(out, base.training.metric, trials, best, test_metrics)
+
+
+class _Search:
+    """Optuna's study, and the runs of its trials."""
+
+    def __init__(
+        self, optuna: Any, out: Path, base: RunConfig, space: Space, modalities: list[str], pruning_warmup: int
+    ) -> None:
+        self.out = out
+        self.base = base
+        self.space = space
+        self.modalities = modalities
+        self._optuna = optuna
+        self._distributions = {key: _distribution(optuna, dimension) for key, dimension in space.items()}
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self._study: optuna.Study = optuna.create_study(
+                study_name="study",
+                direction="maximize",
+                storage=f"sqlite:///{out / STORAGE}",
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=_COMPARED_TRIALS, n_warmup_steps=pruning_warmup),
+            )
+            for trial in self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+                self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # It was killed, and begins again.
+        except Exception as error:  # A damaged database fails in as many ways as it has pages.
+            raise StoreError(
+                f"{out / STORAGE} is damaged ({error}). Restore it from a copy, or begin a study in another directory."
+            ) from error
+
+    def trials(self) -> list[Trial]:
+        """Those that have ended, in order."""
+        states = self._optuna.trial.TrialState
+        ended = self._study.get_trials(deepcopy=False, states=[states.COMPLETE, states.PRUNED])
+        return [
+            Trial(
+                number, trial.state.name.lower(), values=self._searched(self._configure(trial.params)), **_told(trial)
+            )
+            for number, trial in enumerate(ended)
+        ]
+
+    def directory(self, number: int) -> Path:
+        """The run of a trial."""
+        return self.out / TRIALS / f"{number:03d}"
+
+    def configured(self, trial: Trial) -> RunConfig:
+        """The whole configuration of a trial."""
+        values = self.base.to_dict()
+        for key, value in trial.values.items():
+            section, name = key.split(".")
+            values[section] = {**values[section], name: value}
+        return RunConfig.model_validate(values)
+
+    def run_trial(self) -> None:
+        """Run the next trial, or what is left of it."""
+        optuna, ended = self._optuna, self.trials()
+        number = len(ended)
+        # The sampler is made anew for each trial, so that what it draws does not depend on when the process began.
+        self._study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=_RANDOM_TRIALS, seed=(self.base.training.seed + 7919 * number) % 2**32
+        )
+        if number == 0:
+            self._study.enqueue_trial(default_point(self.space, self.base, self.modalities))
+        trial = self._study.ask(self._distributions)
+        config = self._configure(trial.params)
+        values = self._searched(config)
+        same = next((other for other in ended if other.values == values), None)
+        if same is not None:  # Choices and rounding let a point come twice; its training would be the same.
+            self._tell(trial, same.state, same.value, same.best_epoch, same.epochs, 0.0)
+        else:
+            self._train(trial, config, number)
+        best = _best(trials := self.trials())
+        for other in trials:
+            if other.number != best.number:
+                shutil.rmtree(self.directory(other.number) / "checkpoints", ignore_errors=True)
+        _log(trials[-1], best, self.base.training.metric)
+
+    def _train(self, trial: optuna.Trial, config: RunConfig, number: int) -> None:
+        run = self.directory(number)
+        paths = RunPaths(run)
+        metric = config.training.metric
+        begun = _is_begun(paths, config)
+        if not begun and run.exists():
+            shutil.rmtree(run)  # left by a trial that was killed and that is drawn differently by now
+        told: dict[int, float] = {}
+
+        def observe(epoch: int, metrics: Mapping[str, float]) -> bool:
+            if epoch not in told:
+                told[epoch] = metrics[metric]
+                trial.report(metrics[metric], epoch)
+            return trial.should_prune()
+
+        before = _read_epochs(paths) if begun else []
+        pruned = any(observe(line["epoch"], line["valid"]) for line in before if "valid" in line)
+        try:
+            if not pruned:
+                train(config, run, resume=begun, test=False, on_evaluation=observe)
+                pruned = trial.should_prune()
+        except TrainingError as error:
+            if number == 0:  # The defaults must train, or nothing can be learned from the others.
+                raise
+            logger.info("trial %d: %s", number, error)
+            pruned = True
+        lines = _read_epochs(paths)
+        seconds = sum(line["train_seconds"] + line.get("evaluate_seconds", 0.0) for line in lines)
+        best_epoch = max(told, key=lambda epoch: told[epoch], default=0)
+        self._tell(trial, "pruned" if pruned else "complete", told.get(best_epoch), best_epoch, len(lines), seconds)
+
+    def _tell(
+        self, trial: optuna.Trial, state: str, value: float | None, best_epoch: int, epochs: int, seconds: float
+    ) -> None:
+        told = {"value": value, "best_epoch": best_epoch, "epochs": epochs, "seconds": round(seconds, 1)}
+        for name, attribute in told.items():
+            trial.set_user_attr(name, attribute)
+        complete = state == "complete"
+        states = self._optuna.trial.TrialState
+        self._study.tell(trial, value if complete else None, state=states.COMPLETE if complete else states.PRUNED)
+
+    def _configure(self, point: Mapping[str, Any]) -> RunConfig:
+        return configure(self.base, self.space, point, self.modalities)
+
+    def _searched(self, config: RunConfig) -> dict[str, Any]:
+        values = config.to_dict()
+        return {key: values[key.split(".")[0]][key.split(".")[1]] for key in self.space}
+
+
+def _import_optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError(
+            'Tuning needs Optuna, which is not installed. Install it with `pip install "dream-pyg[tune]"`.'
+        ) from error
+    return optuna
+
+
+def _distribution(optuna: Any, dimension: Any) -> Any:
+    if isinstance(dimension, Choice):
+        return optuna.distributions.CategoricalDistribution(dimension.values)
+    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=isinstance(dimension, LogRange))
+
+
+def _fusible_modalities(stored: StoredGraph) -> list[str]:
+    """The modalities that have both features and an item-item graph, as what is fused by weights needs."""
+    have_graph = knn_modalities(stored.graph, ITEM)
+    return [modality for modality in feature_modalities(stored.graph) if modality in have_graph]
+
+
+def _described_config(config: RunConfig) -> dict[str, Any]:
+    values = config.to_dict()
+    del values["graph"]
+    values["training"] = {key: value for key, value in values["training"].items() if key not in _ANYWHERE}
+    return values
+
+
+def _open(out: Path, description: dict[str, Any]) -> None:
+    """Make the study's directory, or check that what is there is this study and no other."""
+    if (out / STUDY).is_file():
+        there = read_json(out / STUDY)
+        mine, theirs = _flat(description), _flat(there)
+        changed = [key for key in mine if mine[key] != theirs.get(key)]
+        changed += [key for key in theirs if key.startswith(("space.", "config.")) and key not in mine]
+        if changed:
+            raise ResumeError(
+                f"The study at {out} is another one: "
+                + "; ".join(f"{key} is {mine.get(key)} here, {theirs.get(key)} there" for key in changed)
+                + ". Continue it as it was begun, or begin a study in another directory with --out."
+            )
+    elif out.exists():
+        raise StoreError(f"{out} exists and is not a study: it has no {STUDY}. Choose another directory with --out.")
+    else:
+        write_json(out / STUDY, description)
+
+
+def _is_begun(paths: RunPaths, config: RunConfig) -> bool:
+    """Whether a run of this configuration is there and can be resumed."""
+    if not paths.config.is_file() or not paths.last.is_file():
+        return False
+    there = RunConfig.load(paths.config)
+    return _described_config(there) == _described_config(config)
+
+
+def _read_epochs(paths: RunPaths) -> list[dict[str, Any]]:
+    if not paths.metrics.is_file():
+        return []
+    return [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def _told(trial: Any) -> dict[str, Any]:
+    return {name: trial.user_attrs[name] for name in ("value", "best_epoch", "epochs", "seconds")}
+
+
+def _best(trials: list[Trial]) -> Trial:
+    return max((trial for trial in trials if trial.state == "complete"), key=lambda trial: trial.value or 0.0)
+
+
+def _log(trial: Trial, best: Trial, metric: str) -> None:
+    value = "no value" if trial.value is None else f"{metric} {trial.value:.4f}"
+    logger.info(
+        "trial %d %s: %s after %d epochs, %.0f s; best %.4f of trial %d",
+        trial.number, trial.state, value, trial.epochs, trial.seconds, best.value, best.number,
+    )  # fmt: skip
+
+
+def _write(search: _Search, description: dict[str, Any], fixed: list[str], test_metrics: dict[str, float]) -> None:
+    """Write the table of trials, the best one as a preset, and what is known of the study."""
+    trials = search.trials()
+    best = _best(trials)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow([*(name for name in Trial._fields if name != "values"), *search.space])
+    for trial in trials:
+        writer.writerow([*trial[:-1], *(json.dumps(value) for value in trial.values.values())])
+    write_text(search.out / TABLE, table.getvalue())
+    metric = search.base.training.metric
+    write_text(search.out / BEST, _as_preset(description, fixed, best, len(trials), metric))
+    outcome = {"num_trials": len(trials), "best": best._asdict(), "test_metrics": test_metrics}
+    write_json(search.out / STUDY, {**description, **outcome})
+
+
+def _as_preset(description: dict[str, Any], fixed: list[str], best: Trial, num_trials: int, metric: str) -> str:
+    seed = description["seed"]
+    source = (
+        f"study on {description['dataset']} (graph {description['graph_fingerprint'][:12]}): trial {best.number} of "
+        f"{num_trials}, seed {seed}, validation {metric} {best.value:.4f}"
+    )
+    values = dict(best.values)
+    for key in fixed:
+        section, name, *_ = key.split(".")
+        if name not in _NOT_SEARCHED:
+            values.setdefault(f"{section}.{name}", description["config"][section][name])
+    table: dict[str, Any] = {"source": source}
+    for section in ("training", "model"):
+        own = {key.split(".")[1]: value for key, value in values.items() if key.startswith(f"{section}.")}
+        if own:
+            table[section] = own
+    return tomli_w.dumps({description["model"]: table})
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,118 @@
+"""What is drawn says what it shows: labels, legends, curves."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from matplotlib.figure import Figure
+
+from dream_pyg.analysis.plots import (
+    draw_gradient_conflict,
+    draw_line_distance,
+    draw_line_map,
+    draw_line_scores,
+    draw_modal_forgetting,
+    draw_sensitivity,
+)
+
+RUNS = ["with", "without"]
+
+
+def legend(figure: Figure) -> list[str]:
+    """The texts of the figure's one legend."""
+    (only,) = figure.legends
+    return [text.get_text() for text in only.get_texts()]
+
+
+def curves(axis) -> dict[str, tuple[list[float], list[float]]]:
+    """The curves of a panel by label."""
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in axis.lines
+        if not line.get_label().startswith("_")
+    }
+
+
+def by_epoch(column: str, values: list[str]) -> pl.DataFrame:
+    """Distances that are all different."""
+    rows = [(run, epoch, value) for run in RUNS for epoch in range(3) for value in values]
+    table = pl.DataFrame(rows, schema=["run", "epoch", column], orient="row")
+    return table.with_columns(distance=pl.int_range(pl.len()) / 16)
+
+
+@pytest.mark.parametrize(
+    ("draw", "column", "values", "titles"),
+    [
+        (draw_line_distance, "nodes", ["user", "item"], ["Users", "Items"]),
+        (draw_modal_forgetting, "modality", ["audio"], ["Audio features"]),
+        (
+            draw_modal_forgetting,
+            "modality",
+            ["image", "text", "audio"],
+            ["Image features", "Text features", "Audio features"],
+        ),
+    ],
+)
+def test_a_curve_over_epochs_for_each_run_in_each_panel(draw, column: str, values: list[str], titles: list[str]):
+    table = by_epoch(column, values)
+    figure = draw(table)
+    assert [axis.get_title() for axis in figure.axes] == titles
+    assert [axis.get_xlabel() for axis in figure.axes] == ["Epoch"] * len(values)
+    assert "distance" in figure.axes[0].get_ylabel()
+    assert legend(figure) == RUNS
+    for value, axis in zip(values, figure.axes, strict=True):
+        for run in RUNS:
+            expected = table.filter((pl.col(column) == value) & (pl.col("run") == run))["distance"].to_list()
+            assert curves(axis)[run] == ([0, 1, 2], expected)
+
+
+def test_conflict_has_cosines_above_shares():
+    rows = [(run, epoch, node, 0.5 - index, -0.25, 0.25, 0.125 * epoch)
+            for index, run in enumerate(RUNS) for epoch in range(3) for node in ("user", "item")]  # fmt: skip
+    schema = ["run", "epoch", "nodes", "cosine", "cosine_q25", "cosine_q75", "conflict_share"]
+    figure = draw_gradient_conflict(pl.DataFrame(rows, schema=schema, orient="row"))
+    top, _, bottom, _ = figure.axes
+    assert curves(top) == {"with": ([0, 1, 2], [0.5] * 3), "without": ([0, 1, 2], [-0.5] * 3)}
+    assert curves(bottom)["with"] == ([0, 1, 2], [0.0, 12.5, 25.0])
+    assert "%" in bottom.get_ylabel()
+    assert legend(figure) == RUNS
+
+
+def test_scores_are_bars_in_groups_of_runs():
+    lines = ["behavior", "modal", "general"]
+    rows = [
+        (run, "baby", line, 0.1 * (3 * i + j), 0.01 * j) for i, run in enumerate(RUNS) for j, line in enumerate(lines)
+    ]
+    table = pl.DataFrame(rows, schema=["run", "dataset", "line", "recall@20", "ndcg@20"], orient="row")
+    figure = draw_line_scores(table)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["Test Recall@20", "Test NDCG@20"]
+    assert legend(figure) == ["Behavior", "Modal", "General"]
+    heights = [[bar.get_height() for bar in bars] for bars in figure.axes[0].containers]
+    assert heights == [pytest.approx([0.1 * j, 0.1 * (3 + j)]) for j in range(3)]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == RUNS
+    several = draw_line_scores(table.with_columns(dataset=pl.col("run").replace({"with": "sports", "without": "baby"})))
+    assert [tick.get_text() for tick in several.axes[0].get_xticklabels()] == ["with\n(sports)", "without\n(baby)"]
+
+
+def test_a_map_joins_both_places_of_each_node():
+    rows = [(run, "user", str(node), node, 0.0, node, 1.0) for run in RUNS for node in range(4)]
+    schema = ["run", "nodes", "id", "behavior_x", "behavior_y", "modal_x", "modal_y"]
+    figure = draw_line_map(pl.DataFrame(rows, schema=schema, orient="row"))
+    assert legend(figure) == ["Behavior representation", "Modal representation"]
+    for axis, run in zip(figure.axes, RUNS, strict=True):
+        assert axis.get_title().startswith(run)
+        assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines] == [
+            ([node, node], [0.0, 1.0]) for node in range(4)
+        ]
+        assert {line.get_linestyle() for line in axis.lines} == {"--"}
+
+
+@pytest.mark.parametrize(("values", "scale"), [([0.0, 0.001, 0.1], "symlog"), ([0.1, 0.3, 0.9], "linear")])
+def test_sensitivity_marks_the_values_that_were_tried(values: list[float], scale: str):
+    rows = [("signal_weight", "image_weight 0.3", value, "ndcg@20", value / 2, 0.1, 2) for value in values]
+    schema = ["key", "series", "value", "metric", "mean", "std", "num_runs"]
+    (axis,) = draw_sensitivity(pl.DataFrame(rows, schema=schema, orient="row")).axes
+    assert axis.get_xscale() == scale
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == [f"{value:g}" for value in values]
+    assert axis.get_ylabel() == "Test NDCG@20\n(mean ± std over seeds)"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["image weight 0.3"]

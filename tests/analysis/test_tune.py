@@ -1,0 +1,234 @@
+"""Studies: the default first, chosen on validation, pruned, continued after any end, the test split read once."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dream_pyg.analysis import tune as study
+from dream_pyg.analysis.tune import StudyResult, tune
+from dream_pyg.config import RunConfig
+from dream_pyg.errors import ConfigError, Interrupted, ResumeError, StoreError, TrainingError
+from dream_pyg.models.bpr import BPR
+from dream_pyg.training import trainer
+from tests.analysis.conftest import Killed
+
+EPOCHS = 3
+STEPS = 4  # of an epoch: at most 240 pairs by 64
+SET = [f"training.epochs={EPOCHS}", "training.batch_size=64", "training.num_threads=1", "training.device=cpu"]
+
+
+def search(graph: Path, out: Path, num_trials: int = 4, **options: object) -> StudyResult:
+    """A study of BPR."""
+    overrides = [*SET, *options.pop("overrides", ())]  # type: ignore[misc]
+    return tune("bpr", graph, out, num_trials=num_trials, overrides=overrides, **options)  # type: ignore[arg-type]
+
+
+def untimed(result: StudyResult) -> list[object]:
+    """The trials without their durations."""
+    return [trial._replace(seconds=0.0) for trial in result.trials]
+
+
+@pytest.fixture(scope="module")
+def finished(shop_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """A study of four trials that nothing disturbed."""
+    return search(shop_graph, tmp_path_factory.mktemp("studies") / "finished")
+
+
+def test_the_first_trial_is_the_default_configuration(finished: StudyResult, shop_graph: Path):
+    default = RunConfig.create(graph=shop_graph, model="bpr", overrides=SET)
+    assert RunConfig.load(finished.path / "trials" / "000" / "config.toml") == default
+    assert len({str(trial.values) for trial in finished.trials}) == 4
+
+
+def test_the_best_trial_is_best_on_validation_and_alone_is_tested(finished: StudyResult):
+    values = []
+    for trial in finished.trials:
+        lines = (finished.path / "trials" / f"{trial.number:03d}" / "metrics.jsonl").read_text().splitlines()
+        recorded = [json.loads(line)["valid"]["recall@20"] for line in lines]
+        assert (trial.value, trial.epochs, trial.state) == (max(recorded), len(recorded), "complete")
+        assert recorded[trial.best_epoch - 1] == trial.value
+        values.append(trial.value)
+    assert finished.best.value == max(values)
+    (tested,) = finished.path.glob("trials/*/test_metrics.json")
+    assert tested.parent.name == f"{finished.best.number:03d}"
+    assert json.loads(tested.read_text())["lines"]["general"] == finished.test_metrics
+    assert {path.parent for path in finished.path.glob("trials/*/checkpoints")} == {tested.parent}
+
+
+def test_the_files_of_a_study_say_what_its_result_says(finished: StudyResult):
+    rows = list(csv.DictReader((finished.path / "trials.csv").open()))
+    assert [float(row["value"]) for row in rows] == [trial.value for trial in finished.trials]
+    assert [float(row["model.l2_weight"]) for row in rows] == [
+        trial.values["model.l2_weight"] for trial in finished.trials
+    ]
+    told = json.loads((finished.path / "study.json").read_text())
+    assert told["best"]["number"] == finished.best.number
+    assert told["test_metrics"] == finished.test_metrics
+
+
+def test_the_best_trial_is_a_preset(finished: StudyResult, shop_graph: Path):
+    preset = finished.path / "best.toml"
+    config = RunConfig.create(graph=shop_graph, model="bpr", preset=preset, overrides=SET)
+    best = RunConfig.load(finished.path / "trials" / f"{finished.best.number:03d}" / "config.toml")
+    assert config == best
+    table = tomllib.loads(preset.read_text())["bpr"]
+    assert table["training"].keys() == {"learning_rate", "batch_size"}
+    assert f"trial {finished.best.number} of 4" in table["source"]
+
+
+def test_a_finished_study_trains_nothing_more(finished: StudyResult, shop_graph: Path, monkeypatch):
+    monkeypatch.setattr(BPR, "loss", None)
+    assert search(shop_graph, finished.path) == finished
+
+
+def test_more_trials_continue_a_study(finished: StudyResult, shop_graph: Path, tmp_path: Path):
+    first = search(shop_graph, tmp_path / "study", 2)
+    assert untimed(first) == untimed(finished)[:2]
+    assert untimed(search(shop_graph, tmp_path / "study", 4)) == untimed(finished)
+
+
+@pytest.mark.parametrize("step", [1, EPOCHS * STEPS + 2, 2 * EPOCHS * STEPS + STEPS + 1])
+def test_a_study_that_was_stopped_anywhere_makes_the_same_trials(
+    finished: StudyResult, shop_graph: Path, tmp_path: Path, stop_at: Callable[[int], None], step: int
+):
+    stop_at(step)
+    with pytest.raises((Interrupted, Killed)):
+        search(shop_graph, tmp_path / "study")
+    stop_at(0)
+    result = search(shop_graph, tmp_path / "study")
+    assert untimed(result) == untimed(finished)
+    assert result.test_metrics == finished.test_metrics
+
+
+def test_the_message_of_an_interrupt_says_how_to_go_on(shop_graph: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(BPR, "loss", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(Interrupted, match="Continue with the same command"):
+        search(shop_graph, tmp_path / "study")
+
+
+def test_a_trial_that_falls_behind_the_median_is_pruned(shop_graph: Path, tmp_path: Path, monkeypatch):
+    made: list[object] = []
+
+    def metrics(session):
+        if session not in made:
+            made.append(session)
+        return {"recall@20": (0.5 if len(made) <= 4 else 0.1) + 0.01 * session.epoch}
+
+    monkeypatch.setattr(trainer._Session, "_validation_metrics", metrics)
+    result = search(shop_graph, tmp_path / "study", 6, pruning_warmup=2)
+    assert [trial.state for trial in result.trials] == ["complete"] * 4 + ["pruned"] * 2
+    assert [trial.epochs for trial in result.trials] == [EPOCHS] * 4 + [2] * 2
+    assert result.best.number < 4
+
+
+def test_a_trial_whose_loss_is_not_finite_is_passed_over(shop_graph: Path, tmp_path: Path, monkeypatch):
+    original = BPR.loss
+    default = BPR.Config().l2_weight
+
+    def loss(self, graph, batch):
+        terms = original(self, graph, batch)
+        return (
+            terms if self.config.l2_weight == default else {name: term * float("nan") for name, term in terms.items()}
+        )
+
+    monkeypatch.setattr(BPR, "loss", loss)
+    result = search(shop_graph, tmp_path / "study", 3)
+    assert [(trial.state, trial.value) for trial in result.trials[1:]] == [("pruned", None)] * 2
+    assert result.best.number == 0
+
+
+def test_a_default_whose_loss_is_not_finite_is_an_error(shop_graph: Path, tmp_path: Path, monkeypatch):
+    original = BPR.loss
+    monkeypatch.setattr(BPR, "loss", lambda *given: {"bpr": original(*given)["bpr"] * float("nan")})
+    with pytest.raises(TrainingError, match="became nan"):
+        search(shop_graph, tmp_path / "study")
+
+
+def test_the_same_values_are_not_trained_twice(shop_graph: Path, tmp_path: Path, monkeypatch):
+    trained: list[int] = []
+    original = trainer.train
+
+    def train(config, run, **options):
+        trained.append(config.model["num_layers"])
+        return original(config, run, **options)
+
+    monkeypatch.setattr(study, "train", train)
+    fixed = [*SET, "training.learning_rate=0.01", "model.l2_weight=0"]
+    result = tune("lightgcn", shop_graph, tmp_path / "study", num_trials=7, overrides=fixed)
+    assert len(result.trials) == 7
+    *searched, tested = trained
+    assert len(searched) == len(set(searched)) <= 4
+    assert tested == result.best.values["model.num_layers"]
+    table = tomllib.loads((tmp_path / "study" / "best.toml").read_text())["lightgcn"]
+    assert table["model"] == {"num_layers": tested, "l2_weight": 0}
+
+
+def test_no_trial_begins_after_the_timeout(shop_graph: Path, tmp_path: Path):
+    result = search(shop_graph, tmp_path / "study", 4, timeout=0.0)
+    assert (len(result.trials), result.test_metrics) == (1, {})
+    assert not list((tmp_path / "study").glob("trials/*/test_metrics.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1}, "seed is 1 here, 0 there"),
+        ({"overrides": ["training.epochs=5"]}, "config.training.epochs is 5 here, 3 there"),
+        ({"overrides": ["model.l2_weight=0.5"]}, "space.model.l2_weight.kind is None here, LogRange there"),
+        ({"pruning_warmup": 3}, "pruning_warmup is 3 here, 10 there"),
+    ],
+)
+def test_another_study_is_refused(finished: StudyResult, shop_graph: Path, options: dict, message: str):
+    with pytest.raises(ResumeError) as caught:
+        search(shop_graph, finished.path, **options)
+    assert message in str(caught.value)
+
+
+def test_a_study_of_another_graph_is_refused(finished: StudyResult, shop_graph: Path):
+    described = json.loads((finished.path / "study.json").read_text())
+    (finished.path / "study.json").write_text(json.dumps({**described, "graph_fingerprint": "0" * 64}))
+    try:
+        with pytest.raises(ResumeError, match=r"graph_fingerprint is .* here, 0000"):
+            search(shop_graph, finished.path)
+    finally:
+        (finished.path / "study.json").write_text(json.dumps(described))
+
+
+def test_a_directory_that_is_no_study_is_refused(shop_graph: Path, tmp_path: Path):
+    with pytest.raises(StoreError, match="is not a study"):
+        search(shop_graph, tmp_path)
+
+
+def test_a_damaged_storage_is_named(shop_graph: Path, tmp_path: Path):
+    search(shop_graph, tmp_path / "study", 1)
+    (tmp_path / "study" / "study.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match=r"study\.db is damaged"):
+        search(shop_graph, tmp_path / "study", 1)
+
+
+def test_two_processes_do_not_work_on_one_study(shop_graph: Path, tmp_path: Path):
+    search(shop_graph, tmp_path / "study", 1)
+    handle = os.open(tmp_path / "study", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match="Another process works on the study"):
+            search(shop_graph, tmp_path / "study", 2)
+    finally:
+        os.close(handle)
+
+
+def test_without_optuna_the_cure_is_named(shop_graph: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError) as caught:
+        search(shop_graph, tmp_path / "study")
+    assert 'pip install "dream-pyg[tune]"' in str(caught.value)
+    assert not (tmp_path / "study").exists()

@@ -1,0 +1,142 @@
+"""The bound that makes the exact engine exact, and what happens where it does not settle a row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dream_pyg.graph.knn import ArrayRows, cosine_knn, exact, refine
+from dream_pyg.graph.knn.candidates import CandidateLists
+from dream_pyg.graph.knn.exact import RowProduct, exact_candidates
+
+CPU = torch.device("cpu")
+
+
+def make(kind: str, num_rows: int, num_features: int, seed: int) -> NDArray[np.float32]:
+    """Rows of the kinds that a bound may fail on."""
+    generator = np.random.default_rng(seed)
+    matrix = generator.standard_normal((num_rows, num_features))
+    if kind == "common":  # as of positive features: all cosines near 1
+        matrix = matrix + 20
+    elif kind == "duplicates":
+        matrix = matrix[generator.integers(0, max(1, num_rows // 5), num_rows)] + 1e-4 * matrix
+    elif kind == "sparse":
+        matrix = matrix * (generator.random(matrix.shape) < 0.05)
+    elif kind == "scales":
+        matrix = matrix * 10.0 ** generator.integers(-15, 16, (num_rows, 1))
+    return matrix.astype(np.float32)
+
+
+def unit(matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rows of norm 1, zeros staying."""
+    rows = matrix.astype(np.float64)
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norm, out=rows, where=norm > 0)
+
+
+KINDS = ["normal", "common", "duplicates", "sparse", "scales"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    num_rows=st.integers(2, 90),
+    num_features=st.integers(1, 70),
+    rounded=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_no_score_is_wrong_by_more_than_its_bound(
+    kind: str, num_rows: int, num_features: int, rounded: bool, seed: int
+):
+    matrix = make(kind, num_rows, num_features, seed)
+    product = RowProduct(ArrayRows(matrix), torch.bfloat16 if rounded else torch.float32, CPU)
+    cosine = unit(matrix) @ unit(matrix).T
+    seen = np.zeros_like(cosine, dtype=int)
+    for tile in product.tiles():
+        score = tile.score.float()[: num_rows - tile.row, : num_rows - tile.column]
+        rows, columns = slice(tile.row, tile.row + len(score)), slice(tile.column, tile.column + score.size(1))
+        seen[rows, columns] += 1
+        true = cosine[rows, columns]
+        for number, row in enumerate(range(tile.row, tile.row + len(score))):
+            bound = product.error(torch.full((score.size(1),), row), score[number]).numpy()
+            assert (np.abs(score[number].numpy() - true[number]) <= bound).all()
+    assert (seen[np.tril_indices(num_rows)] == 1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_candidates_hold_the_neighbours_or_say_what_they_may_lack(kind: str, dtype: torch.dtype):
+    matrix = make(kind, 1100, 24, 3)
+    candidates = exact_candidates(ArrayRows(matrix), 7, dtype=dtype, device=CPU)
+    cosine = unit(matrix) @ unit(matrix).T
+    np.fill_diagonal(cosine, -np.inf)
+    for row in range(len(matrix)):
+        listed = candidates.index[row][candidates.index[row] >= 0]
+        others = np.setdiff1d(np.flatnonzero(np.isfinite(cosine[row])), listed)
+        assert cosine[row, others].max(initial=-np.inf) <= candidates.left_out[row] + 1e-6
+        assert (cosine[row, listed] <= candidates.at_most[row][: len(listed)] + 1e-6).all()
+    if kind == "normal":  # Here nothing needs a second search.
+        certain = refine.rank_candidates(ArrayRows(matrix), candidates, 7)[2]
+        assert certain.all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_engines_agree(kind: str, monkeypatch: pytest.MonkeyPatch):
+    matrix = make(kind, 1300, 16, 4)
+    matrix[::50] = 0
+    reference = cosine_knn(ArrayRows(matrix), 6, engine="flat")
+    monkeypatch.setattr(exact, "_PANEL_BYTES", 1)
+    for rounded in (False, True):
+        monkeypatch.setattr("dream_pyg.graph.knn.has_bfloat16_units", lambda device, answer=rounded: answer)
+        found = cosine_knn(ArrayRows(matrix), 6)
+        np.testing.assert_array_equal(found.index, reference.index)
+        np.testing.assert_allclose(found.similarity, reference.similarity, atol=1e-6)
+
+
+def test_smaller_k_is_the_beginning_of_a_larger_one():
+    matrix = make("duplicates", 400, 9, 5)
+    many = cosine_knn(ArrayRows(matrix), 30)
+    for num_neighbors in (1, 4, 12):
+        np.testing.assert_array_equal(cosine_knn(ArrayRows(matrix), num_neighbors).index, many.index[:, :num_neighbors])
+
+
+def test_a_row_with_more_ties_than_its_list_has_room_is_searched_again():
+    matrix = np.ones((300, 8), dtype=np.float32)
+    candidates = exact_candidates(ArrayRows(matrix), 5, dtype=torch.bfloat16, device=CPU)
+    assert not refine.rank_candidates(ArrayRows(matrix), candidates, 5)[2].any()
+    found = cosine_knn(ArrayRows(matrix), 5)
+    np.testing.assert_array_equal(found.index[0], [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(found.index[10:], np.tile(np.arange(5), (290, 1)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_lists_keep_the_best_of_whatever_order_it_comes_in(data: st.DataObject):
+    num_rows, count = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
+    generator = np.random.default_rng(data.draw(st.integers(0, 99)))
+    error = 0.01
+    lists = CandidateLists(num_rows, count, lambda row, score: torch.full_like(score, error), CPU)
+    room = lists.score.size(1)
+    offers = []
+    for _ in range(data.draw(st.integers(1, 12))):
+        size = int(generator.integers(1, 40))
+        row, index = generator.integers(0, (num_rows, 1000), (size, 2)).T
+        score = generator.random(size, dtype=np.float32)
+        offers.append((row, score))
+        lists.add(*(torch.from_numpy(part.copy()) for part in (row, index, score)))
+        if data.draw(st.booleans()):
+            lists.flush()
+    row, score = (np.concatenate(parts) for parts in zip(*offers, strict=True))
+    found = lists.finish(num_rows)
+    for target in range(num_rows):
+        mine = np.sort(score[row == target])[::-1]
+        listed = found.at_most[target][found.index[target] >= 0] - np.float32(error)
+        needed = mine[mine >= (mine[count - 1] - 2 * error if len(mine) >= count else -np.inf)]
+        kept = min(len(needed), room)
+        np.testing.assert_allclose(listed[:kept], needed[:kept], atol=1e-6)
+        if len(needed) > room:
+            assert found.left_out[target] >= needed[room]
