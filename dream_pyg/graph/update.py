@@ -123,7 +123,7 @@ class _Continuation:
         self._updates = updates
 
     def search(self, rows: Rows, num_neighbors: int, *, include_self: bool, what: str) -> Neighbors:
-        """As :func:`~dream_pyg.graph.knn.cosine_knn`."""
+        """As :func:`~dream_pyg.graph.knn.cosine_knn`, always exactly."""
         if what in self._known:
             update = update_knn(rows, num_neighbors, self._known[what], include_self=include_self, what=what)
         else:
@@ -139,12 +139,12 @@ class _Continuation:
 def _check_exact(stored: StoredGraph, parameters: Mapping[str, Any]) -> None:
     found = stored.info["parameters"]
     cure = "Build the graph anew with `dream-pyg build-graph`."
-    engine = found.get("engine", "exact")
-    if engine not in _EXACT:
-        raise StoreError(
-            f"{stored.path} was built by the approximate engine {engine!r}, whose lists may lack neighbours, so an "
-            f"update could not be exact. {cure}"
-        )
+    for what, report in stored.info.get("knn", {}).items():
+        if report["engine"] not in _EXACT:
+            raise StoreError(
+                f"{stored.path}: the graph {what!r} was found by the approximate engine {report['engine']!r} and may "
+                f"lack neighbours, so an update could not be exact. {cure}"
+            )
     other = [
         f"{name} {found.get(name)} stored, {value} asked"
         for name, value in parameters.items()

@@ -274,7 +274,7 @@ def test_what_cannot_be_updated_is_refused(data: Path, tmp_path: Path):
     update_store(config, tmp_path / "graph", num_neighbors=4, include_self=None)
     info = read_json(tmp_path / "graph" / "graph.json")
     del info["checksum"]
-    info["parameters"]["engine"] = "clusters"
+    info["knn"] = {"item image_knn item": {"engine": "clusters"}}
     write_json(tmp_path / "graph" / "graph.json", {**info, "checksum": store._checksum(info)})
     with pytest.raises(StoreError, match=r"approximate engine 'clusters'.*Build the graph anew"):
         update_store(config, tmp_path / "graph")
