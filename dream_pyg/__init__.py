@@ -26,6 +26,7 @@ from dream_pyg.errors import (
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.store import StoredGraph, build_store, load_graph
+from dream_pyg.graph.update import update_store
 from dream_pyg.models import (
     BPR,
     DREAM,
@@ -83,4 +84,5 @@ __all__ = [
     "recommend",
     "recommend_table",
     "train",
+    "update_store",
 ]

@@ -74,6 +74,7 @@ class RunConfig(BaseModel):
     As TOML::
 
         graph = "graphs/baby"
+        num_neighbors = 10
 
         [model]
         name = "dream"
@@ -87,6 +88,8 @@ class RunConfig(BaseModel):
 
     graph: str
     """Directory of the graph store."""
+    num_neighbors: PositiveInt | None = None
+    """Neighbours of each node in the relation graphs, at most as many as the store keeps; by default all of them."""
     model: dict[str, Any]
     """``name`` and the hyper-parameters of that model's ``Config``, fully resolved."""
     training: TrainingConfig = TrainingConfig()
@@ -114,6 +117,7 @@ class RunConfig(BaseModel):
         file: str | Path | None = None,
         graph: str | Path | None = None,
         model: str | None = None,
+        num_neighbors: int | None = None,
         preset: str | Path | None = None,
         overrides: Iterable[str] = (),
     ) -> Self:
@@ -123,6 +127,7 @@ class RunConfig(BaseModel):
             file: A TOML file as :meth:`save` writes it; keys may be left out.
             graph: The graph store.
             model: The model.
+            num_neighbors: Neighbours of each node in the relation graphs.
             preset: Name or path of a preset (:mod:`dream_pyg.presets`).
             overrides: Single values.
 
@@ -132,6 +137,8 @@ class RunConfig(BaseModel):
         values: dict[str, Any] = _read_toml(file) if file is not None else {}
         if graph is not None:
             values["graph"] = str(graph)
+        if num_neighbors is not None:
+            values["num_neighbors"] = num_neighbors
         if model is not None:
             previous = values.get("model")
             # Hyper-parameters of another model mean nothing to this one.
@@ -217,7 +224,7 @@ def _on_preset(preset: str | Path, values: dict[str, Any], overrides: Iterable[s
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, name = key.strip().split(".")
-    if not equals or not name or not sections:
+    if not equals or not name or not (sections or name in RunConfig.model_fields):
         raise ConfigError(
             f"Cannot understand the override {override!r}; expected SECTION.KEY=VALUE, for example training.seed=1."
         )

@@ -213,6 +213,9 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--model", "dream", "--set", "model.modality_weights={image = 0}"], ("positive weight",)),
     (["--model", "ease", "--set", "model.max_memory_gb=1e-6"], ("3 matrices of 40 x 40 x 4 bytes", "1e-06", "itemknn")),
     (["--model", "dream", "--set", "epochs=3"], ("'epochs=3'", "SECTION.KEY=VALUE")),
+    (["--model", "dream", "--num-neighbors", "6"], ("num_neighbors is 6", "keeps 5 neighbours", "at most 5")),
+    (["--model", "dream", "--num-neighbors", "0"], ("num_neighbors", "got 0")),
+    (["--model", "dream", "--set", "num_neighbors=few"], ("num_neighbors", "'few'")),
     (["--model", "dream", "--set", "training.epochs"], ("SECTION.KEY=VALUE",)),
     (["--model", "dream", "--set", "training.epochs.most=3"], ("training.epochs",)),
     (["--model", "dream", "--set", "model.name.short=x"], ("'name' is a value, not a table",)),
@@ -341,8 +344,41 @@ def test_every_single_bit_of_graph_json_counts(damaged_store: Path):
 def test_a_store_of_another_format(command: Command, damaged_store: Path):
     info = json.loads((damaged_store / "graph.json").read_text())
     (damaged_store / "graph.json").write_text(json.dumps({**info, "format_version": 99}))
-    with refusal(damaged_store.parent, 1, "format 99", "format 1", "--overwrite") as results:
+    with refusal(damaged_store.parent, 1, "format 99", f"format {store.FORMAT_VERSION}", "--overwrite") as results:
         results.append(command("inspect", damaged_store))
+
+
+def test_an_update_of_what_is_no_store(command: Command, shop: Path, tmp_path: Path):
+    with refusal(tmp_path, 1, "not a graph store", "build-graph") as results:
+        results.append(command("update-graph", tmp_path / "nowhere", shop))
+
+
+def test_an_update_with_other_parameters(command: Command, shop: Path, damaged_store: Path):
+    with refusal(damaged_store.parent, 1, "num_neighbors", "6 asked", "build-graph") as results:
+        results.append(command("update-graph", damaged_store, shop, "-k", 6))
+
+
+def test_an_update_from_a_damaged_store(command: Command, shop: Path, damaged_store: Path):
+    content = bytearray((damaged_store / "edges.safetensors").read_bytes())
+    content[-1] ^= 1
+    (damaged_store / "edges.safetensors").write_bytes(content)
+    with refusal(damaged_store.parent, 1, "edges.safetensors", "damaged") as results:
+        results.append(command("update-graph", damaged_store, shop))
+
+
+def test_an_update_to_a_place_that_is_taken(command: Command, shop: Path, damaged_store: Path):
+    (damaged_store.parent / "home").mkdir()
+    (damaged_store.parent / "home" / "thesis.tex").write_text("years of work")
+    for options in ([], ["--overwrite"]):
+        with refusal(damaged_store.parent, 1, "home") as results:
+            results.append(
+                command("update-graph", damaged_store, shop, "--out", damaged_store.parent / "home", *options)
+            )
+
+
+def test_an_update_from_data_that_is_not_there(command: Command, damaged_store: Path):
+    with refusal(damaged_store.parent, 2, "nothing.toml") as results:
+        results.append(command("update-graph", damaged_store, damaged_store.parent / "nothing.toml"))
 
 
 @pytest.mark.parametrize("text", ["null", "[]", '"graph"', "{}", ""])

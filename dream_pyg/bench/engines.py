@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.knn import ENGINES as OWN_ENGINES
-from dream_pyg.graph.knn.choice import available_bytes
 from dream_pyg.graph.knn import Rows, cosine_knn
+from dream_pyg.graph.knn.choice import available_bytes
 from dream_pyg.graph.knn.rows import unit_rows
 
 Setting = Mapping[str, Any]

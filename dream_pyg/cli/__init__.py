@@ -19,13 +19,17 @@ from dream_pyg.cli.reproduce import reproduce
 from dream_pyg.cli.serve import export, recommend
 from dream_pyg.cli.train import evaluate, train
 from dream_pyg.cli.tune import tune
+from dream_pyg.cli.update import update_graph
 from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
+from dream_pyg.graph.knn import ranks
 
 
 class _Failure(click.ClickException):
     """One ``Error:`` line on standard error and exit code 1; no traceback."""
 
     def show(self, file: IO[Any] | None = None) -> None:
+        if not ranks.speaks():
+            return
         click.echo(f"Error: {' '.join(self.message.split())}", file=file, err=True)
 
 
@@ -74,9 +78,23 @@ def main(quiet: bool) -> None:
     """
     logger = logging.getLogger("dream_pyg")
     logger.handlers = [logging.StreamHandler(sys.stderr)]
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.setLevel((logging.WARNING if quiet else logging.INFO) if ranks.speaks() else logging.CRITICAL)
     logger.propagate = False
 
 
-for command in (build_graph, train, evaluate, recommend, export, tune, reproduce, figure, inspect, models, demo, bench):
+for command in (
+    build_graph,
+    update_graph,
+    train,
+    evaluate,
+    recommend,
+    export,
+    tune,
+    reproduce,
+    figure,
+    inspect,
+    models,
+    demo,
+    bench,
+):
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.data.dataset import DatasetConfig
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph.knn import ENGINES, SearchReport
+from dream_pyg.graph.knn import ENGINES, SearchReport, ranks
 from dream_pyg.graph.schema import SPLITS
 from dream_pyg.graph.store import StoredGraph, build_store
 
@@ -21,27 +22,45 @@ Examples:
   dream-pyg build-graph clicks.csv --user-column uid --item-column sku \\
       --features image=image.parquet --features text=text.parquet --split random --out graphs/mine
   dream-pyg build-graph datasets/catalogue --engine clusters --min-recall 0.95 --out graphs/catalogue
+  torchrun --nproc-per-node 2 -m dream_pyg build-graph datasets/baby --data-dir ~/data/baby --out graphs/baby
 """
+
+
+_DATASET_OPTIONS = (
+    click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files named in dataset.toml lie."),
+    click.option(
+        "--features", multiple=True, metavar="MODALITY=FILE", help="Item features (.npy, .safetensors, .parquet)."
+    ),
+    click.option(
+        "--neighbors",
+        multiple=True,
+        metavar="MODALITY=FILE",
+        help="A ready item kNN graph (.npz, .safetensors, .parquet).",
+    ),
+    click.option("--without", multiple=True, metavar="MODALITY", help="Leave a modality of dataset.toml out."),
+    click.option("--user-column", help="Column of user ids, for a SOURCE that is an interaction file."),
+    click.option("--item-column", help="Column of item ids."),
+    click.option("--timestamp-column", help="Column of timestamps."),
+    click.option("--split-column", help="Column that gives each row's split."),
+    click.option("--split", type=click.Choice(["given", "random", "leave_last_out", "time"]), help="How to split."),
+    click.option("--split-seed", type=int, help="Seed of a random split."),
+    click.option(
+        "--k-core", type=click.IntRange(min=0), help="Keep users and items with at least this many interactions."
+    ),
+)
+
+
+def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a SOURCE holds; :func:`dataset_config` understands them."""
+    for option in reversed(_DATASET_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command("build-graph", epilog=_EPILOG)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the graph store to write.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files named in dataset.toml lie.")
-@click.option(
-    "--features", multiple=True, metavar="MODALITY=FILE", help="Item features (.npy, .safetensors, .parquet)."
-)
-@click.option(
-    "--neighbors", multiple=True, metavar="MODALITY=FILE", help="A ready item kNN graph (.npz, .safetensors, .parquet)."
-)
-@click.option("--without", multiple=True, metavar="MODALITY", help="Leave a modality of dataset.toml out.")
-@click.option("--user-column", help="Column of user ids, for a SOURCE that is an interaction file.")
-@click.option("--item-column", help="Column of item ids.")
-@click.option("--timestamp-column", help="Column of timestamps.")
-@click.option("--split-column", help="Column that gives each row's split.")
-@click.option("--split", type=click.Choice(["given", "random", "leave_last_out", "time"]), help="How to split.")
-@click.option("--split-seed", type=int, help="Seed of a random split.")
-@click.option("--k-core", type=click.IntRange(min=0), help="Keep users and items with at least this many interactions.")
+@dataset_options
 @click.option(
     "-k",
     "--num-neighbors",
@@ -73,10 +92,11 @@ def build_graph(source: Path, out: Path, data_dir: Path | None, output_format: s
     """Build the graph store of SOURCE: a folder with a dataset.toml, that file, or an interaction file.
 
     Reads interactions and features, finds the k nearest items and users by cosine for every modality, and writes
-    everything once. Run again with the same inputs and parameters, it reuses what is there.
+    everything once. Run again with the same inputs and parameters, it reuses what is there; interrupted or
+    killed, it goes on where it stopped. Processes started by torchrun search together.
     """
     started = time.perf_counter()
-    config = _dataset_config(source, options)
+    config = dataset_config(source, options)
     stored, reused = build_store(
         config,
         out,
@@ -88,14 +108,21 @@ def build_graph(source: Path, out: Path, data_dir: Path | None, output_format: s
         min_recall=options["min_recall"],
         overwrite=options["overwrite"],
     )
-    summary = _summary(stored, reused, time.perf_counter() - started)
+    print_description(describe(stored, "reused" if reused else "built", time.perf_counter() - started), output_format)
+
+
+def print_description(summary: dict[str, Any], output_format: str) -> None:
+    """Print what :func:`describe` gives, in one of the processes that torchrun started."""
+    if not ranks.speaks():
+        return
     if output_format == "json":
         print_json(summary)
     else:
         print_table([{"": key, "value": value} for key, value in summary.items()])
 
 
-def _dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
+def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
+    """The dataset that a SOURCE and the :func:`dataset_options` describe."""
     toml = source / "dataset.toml" if source.is_dir() else source
     columns = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "split")}
     columns = {name: column for name, column in columns.items() if column is not None}
@@ -120,12 +147,13 @@ def _dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
     return config
 
 
-def _summary(stored: StoredGraph, reused: bool, seconds: float) -> dict[str, Any]:
+def describe(stored: StoredGraph, state: str, seconds: float) -> dict[str, Any]:
+    """What is printed of a store."""
     counts = stored.info["counts"]
     counted = {"num_users", "num_items", "num_interactions", *SPLITS}
     return {
         "graph": str(stored.path),
-        "state": "reused" if reused else "built",
+        "state": state,
         "seconds": round(seconds, 2),
         **{key: value for key, value in counts.items() if key != "edges"},
         **{f"edges {edge_type}": count for edge_type, count in counts["edges"].items()},

@@ -33,6 +33,7 @@ Example:
     "--config", "file", type=click.Path(path_type=Path), help="A TOML file with graph, [model] and [training]."
 )
 @click.option("--preset", metavar="NAME|FILE", help="Values that suit a data set; see `dream-pyg models`.")
+@click.option("--num-neighbors", type=int, help="Neighbours of each node to train with; by default all of GRAPH's.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value.")
 @click.option("--seed", type=int, help="Short for --set training.seed=N.")
 @click.option("--device", help="Short for --set training.device=NAME: auto, cpu, cuda, cuda:1.")
@@ -44,6 +45,7 @@ def train(
     model: str | None,
     file: Path | None,
     preset: str | None,
+    num_neighbors: int | None,
     overrides: tuple[str, ...],
     seed: int | None,
     device: str | None,
@@ -61,7 +63,9 @@ def train(
         file = paths.config
     short = {"training.seed": seed, "training.device": device}
     overrides = (*overrides, *(f"{key}={value}" for key, value in short.items() if value is not None))
-    config = RunConfig.create(file=file, graph=graph, model=model, preset=preset, overrides=overrides)
+    config = RunConfig.create(
+        file=file, graph=graph, model=model, num_neighbors=num_neighbors, preset=preset, overrides=overrides
+    )
     result = train_run(config, run, resume=resume)
     if output_format == "json":
         print_json({**result._asdict(), "run": str(result.run)})

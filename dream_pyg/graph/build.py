@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
 from dream_pyg.data.dataset import Dataset
-from dream_pyg.data.features import FeatureMatrix, Neighbors
-from dream_pyg.graph.edges import add_interaction_edges, set_edges
-from dream_pyg.graph.knn import Engine, MeanRows, Rows, SearchReport, cosine_knn
+from dream_pyg.data.features import FeatureMatrix
+from dream_pyg.graph.edges import add_interaction_edges
+from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, SearchReport, cosine_knn
+from dream_pyg.graph.relations import add_relation_edges
 from dream_pyg.graph.schema import (
     INTERACTS,
     ITEM,
@@ -24,6 +27,9 @@ from dream_pyg.graph.schema import (
     norm_name,
 )
 
+Search = Callable[..., FoundNeighbors]
+"""Finds neighbours with the arguments of :func:`~dream_pyg.graph.knn.cosine_knn`."""
+
 
 def build_graph(
     dataset: Dataset,
@@ -34,6 +40,7 @@ def build_graph(
     engine: Engine = "auto",
     min_recall: float = 0.98,
     reports: dict[EdgeType, SearchReport] | None = None,
+    search: Search = cosine_knn,
 ) -> HeteroData:
     """Build the user-item graph and the relation graphs of every modality (DREAM, arXiv 2404.11119, Eq. 1 and 5).
 
@@ -48,6 +55,7 @@ def build_graph(
         engine: How neighbours are searched; see :func:`dream_pyg.graph.knn.cosine_knn`.
         min_recall: The share of the true neighbours that an approximate engine has to find at least.
         reports: Takes what each search tells of itself, by edge type.
+        search: What finds the neighbours.
 
     Returns:
         The graph; see :mod:`dream_pyg.graph.schema` for its names.
@@ -57,8 +65,8 @@ def build_graph(
         SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
     """
 
-    def search(rows: Rows, node: str, modality: str) -> Neighbors:
-        found = cosine_knn(
+    def neighbors_by(rows: Rows, node: str, modality: str) -> FoundNeighbors:
+        found = search(
             rows,
             num_neighbors,
             include_self=include_self,
@@ -82,31 +90,13 @@ def build_graph(
         if modality.features is not None:
             _add_features(graph, name, modality.features)
             if neighbors is None:
-                neighbors = search(modality.features, ITEM, name)
+                neighbors = neighbors_by(modality.features, ITEM, name)
             if user_graphs:
                 user_features = MeanRows(interactions.pairs("train"), interactions.num_users, modality.features)
-                add_relation_edges(graph, USER, name, search(user_features, USER, name))
+                add_relation_edges(graph, USER, name, neighbors_by(user_features, USER, name))
         if neighbors is not None:
             add_relation_edges(graph, ITEM, name, neighbors)
     return graph
-
-
-def add_relation_edges(graph: HeteroData, node: str, modality: str, neighbors: Neighbors) -> None:
-    r"""Add one relation graph, unweighted and symmetrically normalised, :math:`D^{-1/2} S D^{-1/2}` (Eq. 5).
-
-    D holds the row sums of the directed graph S, so a node with all its K neighbours averages them. Messages run from
-    neighbour to node; a node without neighbours receives none.
-    """
-    target, slot = np.nonzero(neighbors.index >= 0)
-    source = neighbors.index[target, slot]
-    order = np.lexsort((source, target))
-    target, slot, source = target[order], slot[order], source[order]
-    # A neighbour without neighbours of its own (possible in a ready graph) has no degree to normalise by.
-    degree = np.maximum(np.bincount(target, minlength=graph[node].num_nodes), 1).astype(np.float64)
-    weight = 1.0 / np.sqrt(degree[source] * degree[target])
-    edge_type = knn_edge(node, modality)
-    set_edges(graph, edge_type, torch.from_numpy(np.stack([source, target])), torch.from_numpy(weight).float())
-    graph[edge_type].similarity = torch.from_numpy(neighbors.similarity[target, slot])
 
 
 def _add_features(graph: HeteroData, modality: str, features: FeatureMatrix) -> None:

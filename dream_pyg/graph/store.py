@@ -2,9 +2,8 @@
 
 Layout::
 
-    graph.json            format version, fingerprint, counts, parameters, inputs, checksums, versions, timings,
-                          and of each search its engine, parameters and recall
-    edges.safetensors     labels of each split; relation graphs with weight and similarity
+    graph.json            format version, fingerprint, counts, parameters, inputs, checksums, versions, timings
+    edges.safetensors     labels of each split; relation graphs with weight, similarity and rank
     features.safetensors  feature matrices, masks, norms and counts
     users.parquet         external id of each user, in row order
     items.parquet         external id of each item, in row order
@@ -17,7 +16,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,13 @@ from dream_pyg.data.files import (
     write_json,
 )
 from dream_pyg.errors import StoreError
-from dream_pyg.graph.build import build_graph
+from dream_pyg.graph.build import Search, build_graph
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
-from dream_pyg.graph.knn import Engine, SearchReport
+from dream_pyg.graph.knn import Engine, SearchReport, ranks
+from dream_pyg.graph.partial import PartialBuild
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, EdgeType, label_name
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INFO, EDGES, FEATURES, USERS, ITEMS = (
     "graph.json",
     "edges.safetensors",
@@ -66,11 +66,7 @@ class StoredGraph:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies inputs, parameters and format.
-
-        Equal fingerprints mean equal graphs; but a search that ``info["knn"]`` tells to be approximate may have found
-        slightly different neighbours on another machine.
-        """
+        """Identifies inputs, parameters and format: equal fingerprints mean equal graphs."""
         return str(self.info["fingerprint"])
 
     @property
@@ -93,6 +89,8 @@ def build_store(
 ) -> tuple[StoredGraph, bool]:
     """Build a dataset's graph into ``path``, or reuse what was built there from the same inputs and parameters.
 
+    Processes that torchrun starts search together; the first of them writes.
+
     Args:
         config: The dataset.
         path: Directory of the store.
@@ -111,6 +109,7 @@ def build_store(
         StoreError: If ``path`` holds something else and ``overwrite`` is off, or cannot be written.
         DataError: If an input is unusable.
         SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
+        Interrupted: On SIGINT or SIGTERM; what was found is saved, and the same call goes on from there.
     """
     path = Path(path)
     parameters: dict[str, Any] = {
@@ -120,25 +119,62 @@ def build_store(
         "engine": engine,
         "min_recall": min_recall,
     }
+    with ranks.joined():
+        inputs, found = ranks.together(lambda: _look_up(config, path, data_dir, parameters, overwrite=overwrite))
+        if found is not None:
+            return found, True
+        partial = PartialBuild(path, make_fingerprint(config, inputs, parameters))
+        create_store(config, path, inputs, parameters, data_dir, overwrite=overwrite, searcher=lambda _: partial.search)
+        partial.discard()
+    return load_graph(path), False
+
+
+def _look_up(
+    config: DatasetConfig, path: Path, data_dir: str | Path | None, parameters: Mapping[str, Any], *, overwrite: bool
+) -> tuple[dict[str, dict[str, str]], StoredGraph | None]:
+    """The inputs, and what was built from them before."""
     inputs = describe_inputs(config, data_dir)
-    fingerprint = _fingerprint(config, inputs, parameters)
     if overwrite:
         check_replaceable(path, INFO)
     elif path.exists():
-        _refuse_other(path, fingerprint)
-        return load_graph(path), True
+        refuse_other(path, make_fingerprint(config, inputs, parameters))
+        return inputs, load_graph(path)
+    return inputs, None
+
+
+def create_store(
+    config: DatasetConfig,
+    path: Path,
+    inputs: Mapping[str, Mapping[str, str]],
+    parameters: Mapping[str, Any],
+    data_dir: str | Path | None,
+    *,
+    overwrite: bool,
+    searcher: Callable[[Dataset], Search],
+) -> None:
+    """Read a dataset, build its graph and write the store.
+
+    Args:
+        config: The dataset.
+        path: Directory of the store.
+        inputs: What :func:`~dream_pyg.data.dataset.describe_inputs` says of it.
+        parameters: Of the build.
+        data_dir: Where the dataset's files lie.
+        overwrite: Whether a store that is there is replaced.
+        searcher: Gives what finds the neighbours in a dataset.
+    """
     started = time.perf_counter()
-    dataset = load_dataset(config, data_dir)
+    dataset = ranks.together(lambda: load_dataset(config, data_dir))
     read = time.perf_counter()
     reports: dict[EdgeType, SearchReport] = {}
-    graph = build_graph(dataset, **parameters, reports=reports)
+    graph = build_graph(dataset, **parameters, reports=reports, search=searcher(dataset))
     built = time.perf_counter()
     info = {
         "format_version": FORMAT_VERSION,
-        "fingerprint": fingerprint,
+        "fingerprint": make_fingerprint(config, inputs, parameters),
         "dataset": dataset.name,
         "config": config.model_dump(mode="json", exclude_none=True),
-        "parameters": parameters,
+        "parameters": dict(parameters),
         "inputs": inputs,
         "counts": _counts(graph),
         "report": dict(dataset.report),
@@ -147,8 +183,7 @@ def build_store(
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    save_graph(path, graph, dataset, info, overwrite=overwrite)
-    return load_graph(path), False
+    ranks.together(lambda: None if ranks.rank() else save_graph(path, graph, dataset, info, overwrite=overwrite))
 
 
 def save_graph(
@@ -195,7 +230,9 @@ def load_graph(path: str | Path, *, verify: bool = True) -> StoredGraph:
         node, relation, _ = name.split("/")
         prefix = f"{node}/{relation}"
         set_edges(graph, (node, relation, node), edges[name], edges[f"{prefix}/edge_weight"])
-        graph[node, relation, node].similarity = edges[f"{prefix}/similarity"]
+        store = graph[node, relation, node]
+        store.similarity, store.rank = edges[f"{prefix}/similarity"], edges[f"{prefix}/rank"]
+        store.num_neighbors = int(edges[f"{prefix}/num_neighbors"])
     for name in sorted(features):
         node, attribute = name.split("/")
         graph[node][attribute] = features[name]
@@ -224,7 +261,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
     return info
 
 
-def _refuse_other(path: Path, fingerprint: str) -> None:
+def refuse_other(path: Path, fingerprint: str) -> None:
+    """Raise a StoreError if ``path`` is not the store of this fingerprint."""
     existing = read_info(path)["fingerprint"]
     if existing != fingerprint:
         raise StoreError(
@@ -249,7 +287,8 @@ def _checksum(info: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
-def _fingerprint(config: DatasetConfig, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+def make_fingerprint(config: DatasetConfig, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    """The fingerprint of the store that is built from a dataset."""
     # What a file holds counts, not where it lies or what it is called.
     unnamed: Any = {"interactions": {"path"}, "items": {"path"}, "modalities": True, "name": True, "expected": True}
     meaning = config.model_dump(mode="json", exclude_none=True, exclude=unnamed)
@@ -263,9 +302,10 @@ def _tensors(graph: HeteroData) -> tuple[dict[str, torch.Tensor], dict[str, torc
     for source, relation, target in graph.edge_types:
         if source == target:
             store = graph[source, relation, target]
-            edges[f"{source}/{relation}/edge_index"] = store.edge_index.as_tensor()
-            edges[f"{source}/{relation}/edge_weight"] = store.edge_weight
-            edges[f"{source}/{relation}/similarity"] = store.similarity
+            prefix = f"{source}/{relation}"
+            edges[f"{prefix}/edge_index"] = store.edge_index.as_tensor()
+            edges[f"{prefix}/num_neighbors"] = torch.tensor(store.num_neighbors)
+            edges |= {f"{prefix}/{name}": store[name] for name in ("edge_weight", "similarity", "rank")}
     features = {
         f"{node}/{name}": value
         for node in (USER, ITEM)

@@ -27,6 +27,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
+from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import Embeddings, Recommender, Scorer, find_model
@@ -137,7 +138,9 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
         raise StoreError(f"{path} has no best epoch yet. Continue it with `dream-pyg train --resume --run {path}`.")
     config = RunConfig.load(paths.config)
     info = read_run_info(paths)
-    if changed := [line for line in config.differences(info["config"]) if line.startswith("model.")]:
+    if changed := [
+        line for line in config.differences(info["config"]) if line.startswith(("model.", "num_neighbors:"))
+    ]:
         raise StoreError(
             f"{paths.config} differs from what {paths.info.name} records of the training (here = config.toml): "
             f"{'; '.join(changed)}. Undo the change, or train anew in another directory."
@@ -152,7 +155,7 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
             f"{stored.fingerprint[:12]}, expected {str(expected)[:12]}. Give the right one with --graph."
         )
     target = resolve_device(device)
-    prepared = prepare_graph(stored.graph, target)
+    prepared = prepare_graph(stored.graph, target, config.num_neighbors)
     model = make_model(config, prepared).to(target)
     weights, _ = load_tensors(paths.best)
     try:
@@ -187,9 +190,16 @@ def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
     return model_class(graph, config.hyperparameters)
 
 
-def prepare_graph(graph: HeteroData, device: torch.device) -> HeteroData:
-    """The graph on a device, with feature matrices in float32; the given graph is left as it is."""
-    prepared = copy.copy(graph).to(device)
+def prepare_graph(graph: HeteroData, device: torch.device, num_neighbors: int | None = None) -> HeteroData:
+    """The graph on a device, with feature matrices in float32; the given graph is left as it is.
+
+    Args:
+        graph: The graph.
+        device: Where to put it.
+        num_neighbors: How many neighbours to keep in its relation graphs; see
+            :func:`~dream_pyg.graph.relations.cut_neighbors`.
+    """
+    prepared = copy.copy(cut_neighbors(graph, num_neighbors)).to(device)
     for modality in feature_modalities(prepared):
         store, name = prepared[ITEM], feature_name(modality)
         store[name] = store[name].float()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import signal
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
+from dream_pyg.data.signals import interruptible
 from dream_pyg.errors import DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
 from dream_pyg.graph.schema import INTERACTS, label_name
@@ -111,7 +111,7 @@ def train(
         _check_resumable(config, paths, stored.fingerprint)
     elif paths.root.exists():
         raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
-    graph = prepare_graph(stored.graph, device)
+    graph = prepare_graph(stored.graph, device, config.num_neighbors)
     if graph[INTERACTS][label_name("valid")].size(1) == 0:
         raise DataError(
             "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."
@@ -235,7 +235,7 @@ class _Session:
             self.model.fit(self.graph)
             self._validate(time.perf_counter() - started, {})
             return
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             while not self._is_last():
                 self._train_epoch(interrupted)
 
@@ -430,26 +430,3 @@ def _line(record: dict[str, Any], metric: str, *, improved: bool) -> str:
         f"epoch {record['epoch']:3d}  {record['train_seconds']:.1f} + {record['evaluate_seconds']:.1f} s  "
         f"{metric} {record['valid'][metric]:.4f}{' *' if improved else '  '}  {losses}"
     )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event that is looked at between steps; a second signal acts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        event.set()
-        for signal_number, previous in handlers.items():
-            signal.signal(signal_number, previous)
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in handlers:
-        signal.signal(number, handle)
-    try:
-        yield event
-    finally:
-        for number, previous in handlers.items():
-            signal.signal(number, previous)

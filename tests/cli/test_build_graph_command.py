@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from click.testing import Result
 
 from dream_pyg import load_graph, make_synthetic
+from dream_pyg.graph import partial
 
 Command = Callable[..., Result]
 LABELS = ("train_edge_label_index", "valid_edge_label_index", "test_edge_label_index")
@@ -246,3 +248,17 @@ def test_columns_belong_into_the_toml(command: Command, shop: Path, tmp_path: Pa
     result = command("build-graph", shop, "--user-column", "user_id", "--out", tmp_path / "graph")
     assert result.exit_code == 2
     assert "dataset.toml" in result.stderr
+
+
+def test_an_interrupt_says_how_to_go_on(command: Command, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    arguments = ["build-graph", shop, "--out", tmp_path / "graph", "--format", "json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(partial, "progress", lambda strips, *_, **__: (signal.raise_signal(signal.SIGINT), *strips)[1:])
+        result = command(*arguments)
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: Interrupted; what was found so far is saved in ")
+    assert line.endswith("Continue with the same command.")
+    assert summary(command(*arguments))["state"] == "built"
+    assert [path.name for path in tmp_path.iterdir()] == ["graph"]

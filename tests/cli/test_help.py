@@ -28,6 +28,7 @@ COMMANDS = [
     "reproduce",
     "train",
     "tune",
+    "update-graph",
 ]
 
 

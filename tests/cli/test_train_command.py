@@ -185,3 +185,36 @@ def test_evaluate_refuses_unknown_splits_and_cut_offs(command: Command, shop_run
     result = command("evaluate", shop_run, *arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
+
+
+def test_neighbors_are_chosen_at_training(command: Command, shop: Path, shop_graph: Path, tmp_path: Path):
+    assert command("build-graph", shop, "-k", 2, "--out", tmp_path / "few").exit_code == 0
+    arguments = ["--model", "dream", *CPU, "--set", "training.epochs=1", "--seed", 3]
+    runs = {}
+    for name, graph, chosen in (
+        ("option", shop_graph, ["--num-neighbors", 2]),
+        ("set", shop_graph, ["--set", "num_neighbors=2"]),
+        ("few", tmp_path / "few", []),
+        ("all", shop_graph, []),
+    ):
+        runs[name] = tmp_path / name
+        result = command("train", graph, *arguments, *chosen, "--run", runs[name] / "run")
+        assert result.exit_code == 0, result.stderr
+    assert_same_result(runs["option"] / "run", runs["few"] / "run")
+    assert_same_result(runs["set"] / "run", runs["few"] / "run")
+    with pytest.raises(AssertionError):
+        assert_same_result(runs["all"] / "run", runs["few"] / "run")
+    config = runs["option"] / "run" / "config.toml"
+    assert tomllib.loads(config.read_text())["num_neighbors"] == 2
+    evaluated = [
+        json.loads(command("evaluate", run / "run", "--device", "cpu", "--format", "json").stdout)["lines"]
+        for run in (runs["option"], runs["few"])
+    ]
+    assert evaluated[0] == evaluated[1]
+    refused = command("train", "--resume", "--run", runs["option"] / "run", "--num-neighbors", 3)
+    assert refused.exit_code == 1
+    assert "num_neighbors: 3 here, 2 there" in refused.stderr
+    config.write_text(config.read_text().replace("num_neighbors = 2", "num_neighbors = 3"))
+    refused = command("evaluate", runs["option"] / "run")
+    assert refused.exit_code == 1
+    assert "num_neighbors: 3 here, 2 there" in refused.stderr

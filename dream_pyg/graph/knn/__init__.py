@@ -11,14 +11,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dream_pyg.data.progress import progress
 from dream_pyg.errors import ConfigError
+from dream_pyg.graph.knn import ranks
 from dream_pyg.graph.knn.approximate import approximate_candidates
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.choice import ENGINES, ChosenEngine, Engine, check_memory, choose_engine
-from dream_pyg.graph.knn.exact import exact_candidates
+from dream_pyg.graph.knn.exact import Steps, exact_candidates
 from dream_pyg.graph.knn.flat import flat_candidates
 from dream_pyg.graph.knn.means import MeanRows
-from dream_pyg.graph.knn.refine import rank_candidates, search_in_double
+from dream_pyg.graph.knn.refine import as_neighbors, nearest_of
 from dream_pyg.graph.knn.report import FoundNeighbors, SearchReport
 from dream_pyg.graph.knn.rows import ArrayRows, Rows
 from dream_pyg.graph.processor import has_bfloat16_units
@@ -32,7 +34,10 @@ __all__ = [
     "MeanRows",
     "Rows",
     "SearchReport",
+    "Steps",
+    "check_num_neighbors",
     "cosine_knn",
+    "nobody",
 ]
 
 _FEWEST_ROWS, _FEWEST_ROWS_PER_NEIGHBOR = 256, 8
@@ -49,6 +54,7 @@ def cosine_knn(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     what: str = "rows",
+    steps: Steps | None = None,
 ) -> FoundNeighbors:
     """The most similar rows of each row by cosine.
 
@@ -69,48 +75,58 @@ def cosine_knn(
         dtype: In what ``exact`` and ``clusters`` multiply; by default bfloat16 where the processor has units for it,
             else float32.
         what: What the rows are, for the progress bar and errors.
+        steps: How the strips of ``exact`` are gone through; by default all of them, with a progress bar.
 
     Returns:
         Neighbours (N, K), the most similar first; of ties those with lower ids. ``-1`` fills rows that have fewer.
-        Their ``report`` says how they were found.
+        Their ``report`` says how they were found. Of several processes only the first gets them; see
+        :mod:`~dream_pyg.graph.knn.ranks`.
 
     Raises:
         ConfigError: If K is not between 1 and N - 1 (N with self), or ``min_recall`` not above 0 and at most 1.
         SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
     """
     started = time.perf_counter()
+    count = check_num_neighbors(rows, num_neighbors, include_self, what)
+    if not 0 < min_recall <= 1:
+        raise ConfigError(f"min_recall must be above 0 and at most 1 (got {min_recall}).")
     num_rows, num_features = rows.shape
+    chosen = choose_engine(engine, num_rows, num_features, what)
+    similarity, index = np.zeros((num_rows, 0), dtype=np.float32), np.zeros((num_rows, 0), dtype=np.int64)
+    report = SearchReport(chosen)
+    # All processes share the exact search; any other the first does alone.
+    if count and (chosen == "exact" or not ranks.rank()):
+        check_memory(chosen, num_rows, num_features, count, what)
+        candidates, report = _candidates(rows, count, chosen, min_recall, torch.device(device), dtype, what, steps)
+        if not ranks.rank():
+            similarity, index = nearest_of(rows, candidates, count)
+    if ranks.rank():
+        return nobody(rows, num_neighbors)
+    found = as_neighbors(rows, similarity, index, include_self=include_self)
+    report = replace(report, seconds=time.perf_counter() - started)
+    return FoundNeighbors(found.index, found.similarity, report)
+
+
+def check_num_neighbors(rows: Rows, num_neighbors: int, include_self: bool, what: str) -> int:
+    """How many neighbours of each row are to be found, without the row itself.
+
+    Raises:
+        ConfigError: If K is not between 1 and N - 1 (N with self).
+    """
+    num_rows, _ = rows.shape
     limit = num_rows if include_self else num_rows - 1
     if not 1 <= num_neighbors <= limit:
         raise ConfigError(
             f"num_neighbors must be between 1 and {limit} for {num_rows} {what} (got {num_neighbors}). "
             "Choose a smaller number of neighbours."
         )
-    if not 0 < min_recall <= 1:
-        raise ConfigError(f"min_recall must be above 0 and at most 1 (got {min_recall}).")
-    count = num_neighbors - include_self
-    chosen_engine = choose_engine(engine, num_rows, num_features, what)
-    report = SearchReport(chosen_engine)
-    cosine, index = np.zeros((num_rows, 0)), np.zeros((num_rows, 0), dtype=np.int64)
-    if count:
-        check_memory(chosen_engine, num_rows, num_features, count, what)
-        candidates, report = _candidates(rows, count, chosen_engine, min_recall, torch.device(device), dtype, what)
-        cosine, index, certain = rank_candidates(rows, candidates, count)
-        for chosen, found_cosine, found in search_in_double(rows, np.flatnonzero(~certain), count):
-            cosine[chosen], index[chosen] = found_cosine, found
-    if include_self:
-        step = 1024
-        own = np.concatenate(
-            [
-                np.where(rows.take(start, start + step).any(axis=1), np.arange(start, min(start + step, num_rows)), -1)
-                for start in range(0, num_rows, step)
-            ]
-        )
-        index = np.concatenate([own[:, None], index], axis=1)
-        cosine = np.concatenate([np.ones((num_rows, 1)), cosine], axis=1)
-    similarity = np.where(index >= 0, np.clip(cosine, -1.0, 1.0), 0.0)
-    report = replace(report, seconds=time.perf_counter() - started)
-    return FoundNeighbors(index=index, similarity=similarity.astype(np.float32), report=report)
+    return num_neighbors - include_self
+
+
+def nobody(rows: Rows, num_neighbors: int) -> FoundNeighbors:
+    """Lists without any neighbour."""
+    shape = rows.shape[0], num_neighbors
+    return FoundNeighbors(np.full(shape, -1), np.zeros(shape, dtype=np.float32), SearchReport("none"))
 
 
 def _candidates(
@@ -121,10 +137,12 @@ def _candidates(
     device: torch.device,
     dtype: torch.dtype | None,
     what: str,
+    steps: Steps | None,
 ) -> tuple[Candidates, SearchReport]:
     dtype = dtype or (torch.bfloat16 if has_bfloat16_units(device) else torch.float32)
     if engine == "exact":
-        return exact_candidates(rows, count, dtype=dtype, device=device), SearchReport(engine)
+        steps = steps or (lambda strips, lists: progress(strips, f"kNN of {what}", hidden=not ranks.speaks()))
+        return exact_candidates(rows, count, dtype=dtype, device=device, steps=steps), SearchReport(engine)
     if engine == "flat" or not _has_rows(rows, max(_FEWEST_ROWS, _FEWEST_ROWS_PER_NEIGHBOR * count)):
         return flat_candidates(rows, count, what=what), SearchReport("flat")
     found = approximate_candidates(rows, count, engine, min_recall=min_recall, dtype=dtype, what=what)

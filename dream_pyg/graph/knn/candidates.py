@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ ScoreError = Callable[[Tensor | slice, Tensor], Tensor]
 """The most by which scores of about the given size (P,) of the given rows can be wrong (P,)."""
 
 _SLOTS_AT_ONCE = 16
+_FOUND = ("score", "index", "size", "cut", "dropped")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,22 @@ class CandidateLists:
         self.score[changed] = best.values[:, :room].masked_fill(~kept, -torch.inf)
         self.index[changed] = joined_index.gather(1, best.indices[:, :room]).masked_fill(~kept, -1)
         self.size[changed] = kept.sum(dim=1)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was found so far, and how wrong it can be."""
+        self.flush()
+        found = {name: getattr(self, name) for name in _FOUND}
+        return found | {"error": self._error(slice(None), torch.zeros_like(self.cut))}
+
+    def restore(self, state: Mapping[str, Tensor]) -> bool:
+        """Take over the :meth:`state` of an earlier search, if it was of the same rows and of the same precision."""
+        own = self.state()
+        same = state.keys() == own.keys() and all(state[name].shape == own[name].shape for name in own)
+        if not same or not torch.equal(state["error"], own["error"].cpu()):
+            return False
+        for name in _FOUND:
+            getattr(self, name).copy_(state[name])
+        return True
 
     def finish(self, num_rows: int) -> Candidates:
         """The lists of the first ``num_rows`` rows, without what has fallen below the cut since it was added."""

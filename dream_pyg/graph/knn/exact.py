@@ -14,13 +14,14 @@ neighbours; the rest, a few rows, is ranked in full precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dream_pyg.graph.knn import ranks
 from dream_pyg.graph.knn.candidates import CandidateLists, Candidates
 from dream_pyg.graph.knn.rows import Rows
 
@@ -35,6 +36,14 @@ BFLOAT16_ROUNDING = 2.0**-8
 FLOAT32_ROUNDING = 2.0**-24
 SLACK = 2.0**-15
 """Many times what the float32 steps around the product can be wrong by."""
+
+
+class Strip(NamedTuple):
+    """Some rows against a panel of columns: what is done between two looks at the clock."""
+
+    panel: int
+    other: int
+    row: int
 
 
 class Tile(NamedTuple):
@@ -57,14 +66,24 @@ class Product(Protocol):
     num_rows: int
     absent: Tensor
 
-    def tiles(self) -> Iterator[Tile]:
-        """Tiles that hold every pair once."""
+    @property
+    def strips(self) -> Sequence[Strip]:
+        """All strips, which hold every pair once."""
+
+    def tiles(self, strips: Iterable[Strip] | None = None) -> Iterator[Tile]:
+        """The tiles of some strips or of all; the next strip is asked for when the tiles of the last are done with."""
 
     def error(self, row: Tensor | slice, score: Tensor) -> Tensor:
         """The most by which a score near ``score`` (R,) of some rows can be wrong (R,)."""
 
 
-def exact_candidates(rows: Rows, count: int, *, dtype: torch.dtype, device: torch.device) -> Candidates:
+Steps = Callable[[Sequence[Strip], CandidateLists], Iterable[Strip]]
+"""Gives the strips that are to be done, one after the other; in between the lists hold what was found so far."""
+
+
+def exact_candidates(
+    rows: Rows, count: int, *, dtype: torch.dtype, device: torch.device, steps: Steps | None = None
+) -> Candidates:
     """Candidates that hold the ``count`` most similar rows of each, or say in ``left_out`` what they may lack.
 
     Args:
@@ -72,20 +91,28 @@ def exact_candidates(rows: Rows, count: int, *, dtype: torch.dtype, device: torc
         count: How many neighbours are wanted.
         dtype: ``torch.bfloat16`` or ``torch.float32``, what is multiplied.
         device: Where to multiply.
+        steps: How strips are gone through; by default all of them.
     """
-    return select_candidates(RowProduct(rows, dtype, device), count)
+    return select_candidates(RowProduct(rows, dtype, device), count, steps)
 
 
-def select_candidates(product: Product, count: int) -> Candidates:
+def select_candidates(product: Product, count: int, steps: Steps | None = None) -> Candidates:
     """Collect from all scores those that may belong to the ``count`` highest cosines of a row.
 
     Both rows of a pair profit from its one score. Nothing is sorted: a score is compared with its row's cut, which
     rises as better ones are found, and most are not even looked at, since the maximum of their group is below it.
+    Of several processes each does its share, and the first has what all of them found.
     """
     lists = CandidateLists(len(product.absent), count, product.error, product.absent.device)
     lists.cut[product.absent] = torch.inf
-    for tile in product.tiles():
-        _select_from_tile(lists, product, tile)
+
+    def search() -> None:
+        strips = ranks.share(product.strips)
+        for tile in product.tiles(steps(strips, lists) if steps else strips):
+            _select_from_tile(lists, product, tile)
+
+    ranks.together(search)
+    ranks.merge(lists)
     return lists.finish(product.num_rows)
 
 
@@ -180,32 +207,40 @@ class RowProduct:
         ends = (score[:, None] - self.along[row, None] * self._ends).abs().amax(dim=1)
         return error + BFLOAT16_ROUNDING * 1.01 * (ends + 4 * error)
 
-    def tiles(self) -> Iterator[Tile]:
-        """Tiles that hold every pair once."""
+    @property
+    def strips(self) -> list[Strip]:
+        """All strips, which hold every pair once."""
+        return [
+            Strip(start, other, row)
+            for number, start in enumerate(self._starts)
+            for other in self._starts[: number + 1]
+            for row in range(start, min(start + self._starts.step, len(self.along)), _TILE_ROWS)
+        ]
+
+    def tiles(self, strips: Iterable[Strip] | None = None) -> Iterator[Tile]:
+        """The tiles of some strips or of all; the next strip is asked for when the tiles of the last are done with."""
         size = _TILE_ROWS * (_TILE_COLUMNS + _TILE_ROWS)
         product = torch.empty(size, dtype=self._dtype, device=self._device)
         # Without a common direction a score is its product, and need not be written again.
         score = torch.empty(size, device=self._device) if self._direction.any() else product
-        for start in self._starts:
-            for other in self._starts[: self._starts.index(start) + 1]:
-                panel, base = self._load(start, keep=other), self._load(other, keep=start)
-                for row in range(0, len(panel), _TILE_ROWS):
-                    block = panel[row : row + _TILE_ROWS]
-                    stop = row + len(block) if start == other else len(base)
-                    for column in range(0, stop, _TILE_COLUMNS):
-                        until = min(column + _TILE_COLUMNS, stop)
-                        if start == other and stop - until < len(block):
-                            until = stop  # The square of the rows themselves is not divided.
-                        shape = len(block), until - column
-                        into, scored = (part[: shape[0] * shape[1]].view(shape) for part in (product, score))
-                        _multiply(block, base[column:until], into)
-                        first, second = start + row, other + column
-                        if score is not product:
-                            along = self.along[first : first + shape[0]], self.along[second : second + shape[1]]
-                            torch.addr(scored.copy_(into), *along, out=scored)
-                        yield Tile(first, second, scored, start == other and until == stop)
-                        if until == stop:
-                            break
+        for start, other, row in self.strips if strips is None else strips:
+            panel, base = self._load(start, keep=other), self._load(other, keep=start)
+            block = panel[row - start : row - start + _TILE_ROWS]
+            stop = row - start + len(block) if start == other else len(base)
+            for column in range(0, stop, _TILE_COLUMNS):
+                until = min(column + _TILE_COLUMNS, stop)
+                if start == other and stop - until < len(block):
+                    until = stop  # The square of the rows themselves is not divided.
+                shape = len(block), until - column
+                into, scored = (part[: shape[0] * shape[1]].view(shape) for part in (product, score))
+                _multiply(block, base[column:until], into)
+                second = other + column
+                if score is not product:
+                    along = self.along[row : row + shape[0]], self.along[second : second + shape[1]]
+                    torch.addr(scored.copy_(into), *along, out=scored)
+                yield Tile(row, second, scored, start == other and until == stop)
+                if until == stop:
+                    break
 
     def _common_direction(self) -> Tensor:
         """A unit vector near the mean of the unit rows (F,), or zeros where they have none."""

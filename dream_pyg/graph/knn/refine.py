@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dream_pyg.data.features import Neighbors
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.rows import Rows, unit_rows
 
@@ -20,9 +21,49 @@ _PANEL_BYTES = 96 << 20
 _GATHERED_BYTES = 32 << 20
 
 
+def nearest_of(
+    rows: Rows, candidates: Candidates, count: int, wanted: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The most similar rows of each, from its candidates or, where these may lack one, from all rows.
+
+    Args:
+        rows: The rows (N, F).
+        candidates: Lists of candidates (N, M).
+        count: K.
+        wanted: Whose are wanted (N,); by default all.
+
+    Returns:
+        Cosines (N, K) and ids (N, K) as :func:`rank_candidates` gives them.
+    """
+    similarity, index, certain = rank_candidates(rows, candidates, count)
+    uncertain = ~certain if wanted is None else ~certain & wanted
+    if uncertain.any():
+        for chosen, _, found in search_in_double(rows, np.flatnonzero(uncertain), count):
+            index[chosen] = found
+        similarity = np.where(uncertain[:, None], similarities(rows, index, uncertain), similarity)
+    return similarity, index
+
+
+def as_neighbors(
+    rows: Rows, similarity: NDArray[np.float32], index: NDArray[np.int64], *, include_self: bool
+) -> Neighbors:
+    """Lists of neighbours (N, K) of cosines and ids (N, K), or of (N, K - 1) with each row as its own first."""
+    if include_self:
+        num_rows, step = len(index), 1024
+        own = np.concatenate(
+            [
+                np.where(rows.take(start, start + step).any(axis=1), np.arange(start, min(start + step, num_rows)), -1)
+                for start in range(0, num_rows, step)
+            ]
+        )
+        index = np.concatenate([own[:, None], index], axis=1)
+        similarity = np.concatenate([np.ones((num_rows, 1), dtype=np.float32), similarity], axis=1)
+    return Neighbors(index, np.where(index >= 0, np.clip(similarity, -1, 1), np.float32(0)))
+
+
 def rank_candidates(
     rows: Rows, candidates: Candidates, count: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
     """The most similar candidates of each row by exact cosine; of ties those with lower ids.
 
     Args:
@@ -31,8 +72,9 @@ def rank_candidates(
         count: K.
 
     Returns:
-        Cosines (N, K), -inf where there are fewer candidates; ids (N, K), -1 there; and whether a row's neighbours are
-        certain (N,), for no row outside its list can be as similar as the last.
+        Cosines in float32 (N, K), -inf where there are fewer candidates, and the same for a pair whatever else was
+        asked; ids (N, K), -1 there; and whether a row's neighbours are certain (N,), for no row outside its list can be
+        as similar as the last.
     """
     index: NDArray[Any] = candidates.index
     at_most: NDArray[Any] = candidates.at_most
@@ -58,10 +100,23 @@ def rank_candidates(
     with np.errstate(invalid="ignore"):  # two missing candidates
         close = -np.diff(cosine, axis=1) < _UNCERTAINTY
     doubtful = np.pad(close, ((0, 0), (0, 1))) | np.pad(close, ((0, 0), (1, 0)))
-    cosine, index = _rank_in_double(rows, cosine, index, doubtful & (index >= 0))
+    similarity, index = _rank_in_double(rows, cosine, index, doubtful & (index >= 0))
     full = np.isfinite(last)
     certain = np.where(full, last - _UNCERTAINTY > candidates.left_out, candidates.left_out == -np.inf)
-    return cosine[:, :count], index[:, :count], certain
+    return similarity[:, :count], index[:, :count], certain
+
+
+def similarities(rows: Rows, index: NDArray[np.int64], wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The cosines (N, K) of rows with their neighbours (N, K) as :func:`rank_candidates` gives them.
+
+    Args:
+        rows: The rows (N, F).
+        index: Neighbours (N, K), -1 for none.
+        wanted: Whose are wanted (N,); those of others are -inf.
+    """
+    cosine = np.full(index.shape, -np.inf)
+    _Cosines(rows)(index, wanted[:, None] & (index >= 0), cosine)
+    return cosine.astype(np.float32)
 
 
 def search_in_double(
@@ -150,8 +205,9 @@ def _sampled_product(
 
 def _rank_in_double(
     rows: Rows, cosine: NDArray[np.float64], index: NDArray[np.int64], doubtful: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Compute some cosines (N, M) again in float64, then order each row."""
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Order each row by its cosines (N, M), some of which are computed again in float64 for that."""
+    similarity = cosine.astype(np.float32)
     row, slot = np.nonzero(doubtful)
     step = max(1, _GATHERED_BYTES // (8 * rows.shape[1]))
     for first in range(0, len(row), step):
@@ -159,8 +215,10 @@ def _rank_in_double(
         left, right = (unit_rows(rows.take_rows(ids)) for ids in (at[0], index[at]))
         cosine[at] = np.round(np.einsum("pf,pf->p", left, right), _TIE_DECIMALS)
     changed = np.unique(row)
-    cosine[changed], index[changed] = ranked(cosine[changed], index[changed])
-    return cosine, index
+    order = np.lexsort((index[changed], -cosine[changed]), axis=1)
+    for part in (similarity, index):
+        part[changed] = np.take_along_axis(part[changed], order, axis=1)
+    return similarity, index
 
 
 def _highest(value: NDArray[np.float64], count: int) -> NDArray[np.int64]:

@@ -1,0 +1,57 @@
+"""``dream-pyg update-graph``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dream_pyg.cli.graph import dataset_config, dataset_options, describe, print_description
+from dream_pyg.cli.output import format_option
+from dream_pyg.graph.update import update_store
+
+_EPILOG = """\b
+Examples:
+  dream-pyg update-graph graphs/mine clicks.csv --features image=image.parquet --features text=text.parquet
+  dream-pyg update-graph graphs/january shop/february --out graphs/february
+"""
+
+
+@click.command("update-graph", epilog=_EPILOG)
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Directory of the store to write; by default GRAPH is replaced."
+)
+@dataset_options
+@click.option("-k", "--num-neighbors", type=int, help="Neighbours per node that GRAPH must have; by default as it has.")
+@click.option("--overwrite", is_flag=True, help="Replace a store of other inputs or parameters at --out.")
+@format_option
+def update_graph(
+    graph: Path,
+    source: Path,
+    out: Path | None,
+    data_dir: Path | None,
+    num_neighbors: int | None,
+    overwrite: bool,
+    output_format: str,
+    **options: Any,
+) -> None:
+    """Bring GRAPH up to date with SOURCE, a new version of its dataset, as build-graph would build it.
+
+    Items and users are known by their ids, and they, their features and interactions may be new, changed or gone. Only
+    new and changed rows are searched, and those that lost a neighbour. The parameters are those of GRAPH.
+    """
+    started = time.perf_counter()
+    stored, updates = update_store(
+        dataset_config(source, options), graph, out, data_dir=data_dir, overwrite=overwrite, num_neighbors=num_neighbors
+    )
+    searched = {
+        f"searched {what}": f"{update.num_searched:,} of {update.num_rows:,}"
+        + (f" ({update.reason})" if update.reason else "")
+        for what, update in updates.items()
+    }
+    state = "updated" if updates else "reused"
+    print_description({**describe(stored, state, time.perf_counter() - started), **searched}, output_format)

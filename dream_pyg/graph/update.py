@@ -1,0 +1,184 @@
+"""Bringing a store up to date with a new version of its dataset, searching only what has changed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from torch_geometric.data import HeteroData
+
+from dream_pyg.data.dataset import Dataset, DatasetConfig, describe_inputs
+from dream_pyg.data.features import FeatureMatrix
+from dream_pyg.data.files import check_replaceable
+from dream_pyg.data.tables import positions
+from dream_pyg.errors import StoreError
+from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, SearchReport, cosine_knn, ranks
+from dream_pyg.graph.knn.choice import choose_engine
+from dream_pyg.graph.knn.update import Known, Updated, update_knn
+from dream_pyg.graph.relations import neighbors_of
+from dream_pyg.graph.schema import (
+    INTERACTS,
+    ITEM,
+    USER,
+    feature_modalities,
+    feature_name,
+    knn_modalities,
+    label_name,
+    mask_name,
+)
+from dream_pyg.graph.store import (
+    INFO,
+    StoredGraph,
+    create_store,
+    load_graph,
+    make_fingerprint,
+    refuse_other,
+)
+
+logger = logging.getLogger("dream_pyg")
+
+_EXACT = ("exact", "flat")
+_REBUILD = "Build the graph anew with `dream-pyg build-graph`."
+
+
+def update_store(
+    config: DatasetConfig,
+    graph: str | Path,
+    out: str | Path | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    overwrite: bool = False,
+    **parameters: Any,
+) -> tuple[StoredGraph, dict[str, Updated]]:
+    """Build the store of a new version of a dataset from the store of an earlier version.
+
+    Users and items are known by their external ids. The result is that of :func:`~dream_pyg.graph.store.build_store`
+    with the parameters of the earlier store, which finds and reuses it.
+
+    Args:
+        config: The dataset as it is now.
+        graph: Directory of the earlier store.
+        out: Directory of the new one; by default the earlier store is replaced.
+        data_dir: Where the dataset's files lie; by default as the config says.
+        overwrite: Whether a store of other inputs or parameters at ``out`` may be replaced.
+        **parameters: Parameters of a build that the earlier store is expected to have; None for whatever it has.
+
+    Returns:
+        The new store and, by relation graph such as ``"items by image"``, how it was found.
+
+    Raises:
+        StoreError: If the earlier store cannot be continued exactly or has other parameters, or ``out`` holds
+            something else.
+        DataError: If an input is unusable.
+    """
+    known = load_graph(graph)
+    _check_exact(known, parameters)
+    path = known.path if out is None else Path(out)
+    inputs = describe_inputs(config, data_dir)
+    fingerprint = make_fingerprint(config, inputs, known.info["parameters"])
+    if fingerprint == known.fingerprint and path.resolve() == known.path.resolve():
+        return known, {}
+    if out is None or overwrite:
+        check_replaceable(path, INFO)
+    elif path.exists():
+        refuse_other(path, fingerprint)
+        return load_graph(path), {}
+    updates: dict[str, Updated] = {}
+    with ranks.joined():
+        create_store(
+            config,
+            path,
+            inputs,
+            known.info["parameters"],
+            data_dir,
+            overwrite=out is None or overwrite,
+            searcher=lambda dataset: _Continuation(known, dataset, updates).search,
+        )
+    return load_graph(path), updates
+
+
+class _Continuation:
+    """Finds the neighbours in a dataset from those in a store of its earlier version."""
+
+    def __init__(self, stored: StoredGraph, dataset: Dataset, updates: dict[str, Updated]) -> None:
+        graph, interactions = stored.graph, dataset.interactions
+        old_id = {
+            USER: _positions(interactions.user_ids, stored.user_ids),
+            ITEM: _positions(interactions.item_ids, stored.item_ids),
+        }
+        self._known: dict[str, Known] = {}
+        for node in (USER, ITEM):
+            searched = [
+                modality
+                for modality in knn_modalities(graph, node)
+                if modality in feature_modalities(graph)
+                and (node == USER or f"{modality}.neighbors" not in stored.info["inputs"])
+            ]
+            for modality in searched:
+                rows = _features(graph, node, modality)
+                self._known[f"{node}s by {modality}"] = Known(neighbors_of(graph, node, modality), rows, old_id[node])
+        self._updates = updates
+
+    def search(
+        self, rows: Rows, num_neighbors: int, *, include_self: bool, engine: Engine, what: str, **options: Any
+    ) -> FoundNeighbors:
+        """As :func:`~dream_pyg.graph.knn.cosine_knn`, always exactly."""
+        started = time.perf_counter()
+        num_rows = rows.shape[0]
+        chosen = choose_engine(engine, *rows.shape, what)
+        if chosen not in _EXACT:
+            raise StoreError(
+                f"There are {num_rows} {what} now, for which the engine {engine} is {chosen}, but an update is exact and "
+                f"its result would not be that of a build. {_REBUILD}"
+            )
+        if what in self._known:
+            update = update_knn(rows, num_neighbors, self._known[what], include_self=include_self, what=what)
+        else:
+            neighbors = cosine_knn(rows, num_neighbors, include_self=include_self, engine=chosen, what=what)
+            update = Updated(neighbors, num_rows, num_rows, num_rows, "the earlier store did not search them")
+        because = f", all, since {update.reason}" if update.reason else ""
+        logger.info("kNN of %s: %d of %d searched%s", what, update.num_searched, update.num_rows, because)
+        self._updates[what] = update
+        report = SearchReport(chosen, {"searched": update.num_searched}, seconds=time.perf_counter() - started)
+        return FoundNeighbors(update.neighbors.index, update.neighbors.similarity, report)
+
+
+def _check_exact(stored: StoredGraph, parameters: Mapping[str, Any]) -> None:
+    found = stored.info["parameters"]
+    for what, report in stored.info.get("knn", {}).items():
+        if report["engine"] not in _EXACT:
+            raise StoreError(
+                f"{stored.path}: the graph {what!r} was found by the approximate engine {report['engine']!r} and may "
+                f"lack neighbours, so an update could not be exact. {_REBUILD}"
+            )
+    other = [
+        f"{name} {found.get(name)} stored, {value} asked"
+        for name, value in parameters.items()
+        if value is not None and value != found.get(name)
+    ]
+    if other:
+        raise StoreError(
+            f"{stored.path} has other parameters ({'; '.join(other)}), and an update keeps them. Leave them out, or "
+            f"{_REBUILD[0].lower()}{_REBUILD[1:]}"
+        )
+
+
+def _positions(ids: pl.Series, known: pl.Series) -> NDArray[np.int64]:
+    if ids.dtype != known.dtype:  # Then none of them is the same.
+        return np.full(len(ids), -1, dtype=np.int64)
+    return positions(ids, known)
+
+
+def _features(graph: HeteroData, node: str, modality: str) -> Rows:
+    has = graph[ITEM][mask_name(modality)].numpy()
+    row_of_item = np.where(has, np.arange(len(has)), -1)
+    features = FeatureMatrix(graph[ITEM][feature_name(modality)].numpy(), row_of_item)
+    if node == ITEM:
+        return features
+    return MeanRows(graph[INTERACTS][label_name("train")].numpy(), int(graph[USER].num_nodes), features)
