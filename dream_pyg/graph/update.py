@@ -134,7 +134,7 @@ class _Continuation:
         chosen = choose_engine(engine, *rows.shape, what)
         if chosen not in _EXACT:
             raise StoreError(
-                f"There are {num_rows} {what} now, for which the engine {engine} is {chosen}, but an update is exact and "
+                f"There are {num_rows} {what} now, for which the engine {engine} is {chosen}; an update is exact, so "
                 f"its result would not be that of a build. {_REBUILD}"
             )
         if what in self._known:

@@ -257,7 +257,7 @@ def test_an_interrupt_says_how_to_go_on(command: Command, shop: Path, tmp_path: 
         result = command(*arguments)
     assert result.exit_code == 130
     assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
+    *_, line = result.stderr.splitlines()
     assert line.startswith("Error: Interrupted; what was found so far is saved in ")
     assert line.endswith("Continue with the same command.")
     assert summary(command(*arguments))["state"] == "built"
