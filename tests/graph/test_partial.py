@@ -30,6 +30,7 @@ class Strips:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(exact, "_TILE_ROWS", 16)
+        monkeypatch.setattr(exact, "_FEW_FEATURES", 1)
         monkeypatch.setattr(exact, "_PANEL_BYTES", 1)
         monkeypatch.setattr(partial, "progress", self._count)
         self.total = 0
@@ -105,7 +106,7 @@ import os, signal
 from dream_pyg import DatasetConfig, build_store
 from dream_pyg.graph import partial
 from dream_pyg.graph.knn import exact
-exact._TILE_ROWS, exact._PANEL_BYTES, partial._SECONDS_BETWEEN_SAVES, partial._SAVING_SHARE = 16, 1, 0, 0
+exact._FEW_FEATURES, exact._TILE_ROWS, exact._PANEL_BYTES, partial._SECONDS_BETWEEN_SAVES, partial._SAVING_SHARE = 1, 16, 1, 0, 0
 def progress(strips, description, **_):
     for strip in strips:
         yield strip

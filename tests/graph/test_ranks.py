@@ -19,7 +19,7 @@ _DRIVER = """
 import os, signal, sys
 from dream_pyg.cli import main
 from dream_pyg.graph.knn import exact, ranks
-exact._TILE_ROWS, exact._PANEL_BYTES = 16, 1
+exact._TILE_ROWS, exact._FEW_FEATURES, exact._PANEL_BYTES = 16, 1, 1
 def share(work):
     mine = work[ranks.rank() :: ranks.num_ranks()]
     assert 0 < len(mine) < len(work)

@@ -28,6 +28,8 @@ from dream_pyg.graph.knn.rows import Rows
 _PANEL_BYTES = 96 << 20
 _TILE_ROWS = 512
 _TILE_COLUMNS = 8192
+_FEW_FEATURES = 1024
+"""With fewer, tiles are twice as high, since the products of a tile with itself, half of them twice, cost little."""
 GROUP = 16
 """Scores are looked at in groups, by their maximum; rows are padded to whole groups."""
 _PREPARED_BYTES = 8 << 20
@@ -179,8 +181,9 @@ class RowProduct:
         self._rows = rows
         self._dtype = dtype
         self._device = device
-        panel = (panel_bytes or _PANEL_BYTES) // (self.num_features * dtype.itemsize) // _TILE_ROWS * _TILE_ROWS
-        self._starts = range(0, padded, max(_TILE_ROWS, panel))
+        self._tile_rows = _TILE_ROWS * (2 if self.num_features < _FEW_FEATURES else 1)
+        panel = (panel_bytes or _PANEL_BYTES) // (self.num_features * dtype.itemsize) // self._tile_rows * self._tile_rows
+        self._starts = range(0, padded, max(self._tile_rows, panel))
         self._loaded: dict[int, Tensor] = {}
         self._direction = self._common_direction()
         self.along, length, rounding = torch.zeros(3, padded, device=device)
@@ -214,18 +217,18 @@ class RowProduct:
             Strip(start, other, row)
             for number, start in enumerate(self._starts)
             for other in self._starts[: number + 1]
-            for row in range(start, min(start + self._starts.step, len(self.along)), _TILE_ROWS)
+            for row in range(start, min(start + self._starts.step, len(self.along)), self._tile_rows)
         ]
 
     def tiles(self, strips: Iterable[Strip] | None = None) -> Iterator[Tile]:
         """The tiles of some strips or of all; the next strip is asked for when the tiles of the last are done with."""
-        size = _TILE_ROWS * (_TILE_COLUMNS + _TILE_ROWS)
+        size = self._tile_rows * (_TILE_COLUMNS + self._tile_rows)
         product = torch.empty(size, dtype=self._dtype, device=self._device)
         # Without a common direction a score is its product, and need not be written again.
         score = torch.empty(size, device=self._device) if self._direction.any() else product
         for start, other, row in self.strips if strips is None else strips:
             panel, base = self._load(start, keep=other), self._load(other, keep=start)
-            block = panel[row - start : row - start + _TILE_ROWS]
+            block = panel[row - start : row - start + self._tile_rows]
             stop = row - start + len(block) if start == other else len(base)
             for column in range(0, stop, _TILE_COLUMNS):
                 until = min(column + _TILE_COLUMNS, stop)
@@ -282,8 +285,8 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def _multiply(left: Tensor, right: Tensor, product: Tensor) -> None:
-    if left.dtype == torch.float32 and not left.is_cuda:
-        # NumPy's product is half as fast again as PyTorch's on some processors.
+    if left.dtype == torch.float32 and not left.is_cuda and left.size(1) >= _FEW_FEATURES:
+        # NumPy's product is half as fast again as PyTorch's on some processors, but starts threads of its own.
         np.matmul(left.numpy(), right.numpy().T, out=product.numpy())
     else:
         torch.mm(left, right.T, out=product)
