@@ -102,8 +102,13 @@ def _own_exact(rows: Rows, k: int, setting: Setting, threads: int, dtype: torch.
     return _done(cosine_knn(rows, k, engine="exact", dtype=dtype).index)
 
 
+def _own_flat(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
+    return _done(cosine_knn(rows, k, engine="flat").index)
+
+
 def _own(rows: Rows, k: int, setting: Setting, threads: int, name: Any) -> Search:
-    return _done(cosine_knn(rows, k, engine=name, **setting).index)
+    # All of it is its search: the wanted recall chooses every parameter.
+    return lambda min_recall: cosine_knn(rows, k, engine=name, min_recall=min_recall).index
 
 
 def _faiss_flat(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
@@ -259,28 +264,18 @@ def _usearch(rows: Rows, k: int, setting: Setting, threads: int) -> Search:
     return search
 
 
-def _own_engines() -> list[Engine]:
-    """What ``cosine_knn`` offers beside its exact engine; of approximate ones the wanted recall is the effort."""
-    approximate = [
-        Engine(
-            name,
-            partial(_own, name=name),
-            kind="approximate",
-            settings=tuple({"min_recall": recall} for recall in (0.98, 0.985, 0.99)),
-        )
-        for name in OWN_ENGINES
-        if name not in ("auto", "exact", "flat")
-    ]
-    return [Engine("flat", partial(_own, name="flat"), kind="exact"), *approximate]
-
-
 _EXPANSIONS = (16, 32, 64, 128, 256, 512)
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine("exact-bf16", partial(_own_exact, dtype=torch.bfloat16), multiplies="bf16"),
         Engine("exact-fp32", partial(_own_exact, dtype=torch.float32)),
-        *_own_engines(),
+        Engine("flat", _own_flat),
+        *(
+            Engine(name, partial(_own, name=name), kind="approximate", effort=("min_recall", (0.98, 0.985, 0.99)))
+            for name in OWN_ENGINES
+            if name not in ("auto", "exact", "flat")
+        ),
         Engine("faiss-flat", _faiss_flat, "faiss"),
         Engine("faiss-ivf", _faiss_ivf, "faiss", "approximate", ({"lists_per_root_n": 1}, {"lists_per_root_n": 4}),
                ("nprobe", (1, 2, 4, 8, 16, 32, 64, 128, 256))),

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ Emit = Callable[..., None]
 
 _WARM_UP_ROWS = 1024
 _LONGEST_MESSAGE = 300
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class PeakMemory:
@@ -160,9 +162,22 @@ JOBS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
 }
 
 
+def end_with_parent() -> None:
+    """End this process soon after the one that started it, whose death would leave it computing for nobody."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def do_job(job: dict[str, Any], sender: Connection) -> None:
     """Do one job, and say how it ends; standard output stays clean, whatever a library prints."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends this process.
+    end_with_parent()
     os.environ.update(job["environment"])
     os.dup2(2, 1)
 

@@ -106,7 +106,8 @@ import os, signal
 from dream_pyg import DatasetConfig, build_store
 from dream_pyg.graph import partial
 from dream_pyg.graph.knn import exact
-exact._FEW_FEATURES, exact._TILE_ROWS, exact._PANEL_BYTES, partial._SECONDS_BETWEEN_SAVES, partial._SAVING_SHARE = 1, 16, 1, 0, 0
+exact._FEW_FEATURES, exact._TILE_ROWS, exact._PANEL_BYTES = 1, 16, 1
+partial._SECONDS_BETWEEN_SAVES, partial._SAVING_SHARE = 0, 0
 def progress(strips, description, **_):
     for strip in strips:
         yield strip

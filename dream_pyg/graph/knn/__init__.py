@@ -5,6 +5,7 @@ An engine gives each row a list of candidates; the candidates are then ranked by
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
@@ -40,6 +41,7 @@ __all__ = [
     "nobody",
 ]
 
+logger = logging.getLogger("dream_pyg")
 _FEWEST_ROWS, _FEWEST_ROWS_PER_NEIGHBOR = 256, 8
 """With fewer, nothing is gained by leaving any out, and NN-descent cannot begin."""
 
@@ -139,7 +141,11 @@ def _candidates(
     what: str,
     steps: Steps | None,
 ) -> tuple[Candidates, SearchReport]:
-    dtype = dtype or (torch.bfloat16 if has_bfloat16_units(device) else torch.float32)
+    if dtype is None:
+        rounded = has_bfloat16_units(device)
+        dtype = torch.bfloat16 if rounded else torch.float32
+        if not rounded and engine in ("exact", "clusters"):
+            logger.info("kNN of %s: float32, for this processor has no units for bfloat16", what)
     if engine == "exact":
         steps = steps or (lambda strips, lists: progress(strips, f"kNN of {what}", hidden=not ranks.speaks()))
         return exact_candidates(rows, count, dtype=dtype, device=device, steps=steps), SearchReport(engine)

@@ -182,7 +182,8 @@ class RowProduct:
         self._dtype = dtype
         self._device = device
         self._tile_rows = _TILE_ROWS * (2 if self.num_features < _FEW_FEATURES else 1)
-        panel = (panel_bytes or _PANEL_BYTES) // (self.num_features * dtype.itemsize) // self._tile_rows * self._tile_rows
+        panel = (panel_bytes or _PANEL_BYTES) // (self.num_features * dtype.itemsize)
+        panel = panel // self._tile_rows * self._tile_rows
         self._starts = range(0, padded, max(self._tile_rows, panel))
         self._loaded: dict[int, Tensor] = {}
         self._direction = self._common_direction()
