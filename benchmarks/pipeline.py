@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from dream_pyg import DatasetConfig, RunConfig, build_store, evaluate, load_run, train
-from dream_pyg.bench.machine import processor
 from dream_pyg.data.files import write_json
+from dream_pyg.graph.processor import processor_name
 
 
 def repeat(action: Callable[[], Any], repetitions: int) -> dict[str, float]:
@@ -60,7 +60,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "dataset": config.name,
         "machine": {
-            "processor": processor(),
+            "processor": processor_name(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -28,6 +28,7 @@ from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import read_json, write_json
 from dream_pyg.errors import ConfigError, StoreError
+from dream_pyg.graph.processor import processor_name
 from dream_pyg.graph.schema import SPLITS
 from dream_pyg.graph.store import read_info
 from dream_pyg.models import find_model
@@ -283,13 +284,7 @@ def _about(
 
 
 def _machine() -> str:
-    name = platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:  # not Linux
-        pass
-    return f"{platform.system()} {platform.machine()}, {name or 'unknown processor'}, {os.cpu_count()} CPUs"
+    return f"{platform.system()} {platform.machine()}, {processor_name()}, {os.cpu_count()} CPUs"
 
 
 def _open(out: Path, info: dict[str, Any]) -> None:

@@ -6,25 +6,17 @@ import os
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from dream_pyg.graph.processor import processor_name
+
 _PACKAGES = ("dream-pyg", "numpy", "torch", "faiss-cpu", "scikit-learn", "pynndescent", "hnswlib", "usearch")
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory, versions and date; nothing that names the host."""
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "python": platform.python_version(),

@@ -1,7 +1,10 @@
-"""What the processor can do."""
+"""What the processor is called and what it can do."""
 
 from __future__ import annotations
 
+import platform
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,3 +16,12 @@ def has_bfloat16_units(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def processor_name() -> str:
+    """The name of the CPU, as Linux tells it, or as Python does elsewhere; else ``unknown processor``."""
+    name = platform.processor()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return name or "unknown processor"

@@ -16,7 +16,7 @@ from dream_pyg.errors import SearchError
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.clusters import ClusterIndex
 from dream_pyg.graph.knn.faiss_indices import FaissEngine, FaissIndex
-from dream_pyg.graph.knn.rows import Rows, unit_rows
+from dream_pyg.graph.knn.rows import Rows, present_unit_rows, unit_rows
 
 ApproximateEngine = Literal["clusters"] | FaissEngine
 
@@ -172,13 +172,11 @@ def _exhaustive(rows: Rows, chosen: NDArray[np.int64], query: NDArray[np.float32
     best = np.full((len(chosen), count), -np.inf, dtype=np.float32)
     step = max(1, _BLOCK_BYTES // (4 * num_features))
     for start in range(0, num_rows, step):
-        block = unit_rows(rows.take(start, start + step), np.float32)
-        present = np.flatnonzero(block.any(axis=1))
-        if not len(present):
+        base, base_id = present_unit_rows(rows, start, start + step)
+        if not len(base):
             continue
-        base = np.ascontiguousarray(block[present])
         score, found = faiss.knn(query, base, min(count + 1, len(base)), metric=faiss.METRIC_INNER_PRODUCT)
-        score[(start + present)[found] == chosen[:, None]] = -np.inf
+        score[base_id[found] == chosen[:, None]] = -np.inf
         best = -np.sort(-np.concatenate([best, score], axis=1), axis=1)[:, :count]
     return best
 

@@ -172,26 +172,25 @@ class RowProduct:
         rows: The rows (N, F), of any norm.
         dtype: ``torch.bfloat16`` or ``torch.float32``.
         device: Where to multiply.
-        panel_bytes: Size of a panel.
     """
 
-    def __init__(self, rows: Rows, dtype: torch.dtype, device: torch.device, *, panel_bytes: int | None = None) -> None:
+    def __init__(self, rows: Rows, dtype: torch.dtype, device: torch.device) -> None:
         self.num_rows, self.num_features = rows.shape
         padded = -(-self.num_rows // GROUP) * GROUP
         self._rows = rows
         self._dtype = dtype
         self._device = device
         self._tile_rows = _TILE_ROWS * (2 if self.num_features < _FEW_FEATURES else 1)
-        panel = (panel_bytes or _PANEL_BYTES) // (self.num_features * dtype.itemsize)
+        panel = _PANEL_BYTES // (self.num_features * dtype.itemsize)
         panel = panel // self._tile_rows * self._tile_rows
         self._starts = range(0, padded, max(self._tile_rows, panel))
         self._loaded: dict[int, Tensor] = {}
         self._direction = self._common_direction()
-        self.along, length, rounding = torch.zeros(3, padded, device=device)
-        self.length, self.rounding = length, rounding
+        self._along, length, rounding = torch.zeros(3, padded, device=device)
+        self._length, self._rounding = length, rounding
         for start in reversed(self._starts):
             self._load(start, keep=start)
-        self.absent = (self.along == 0) & (length == 0)
+        self.absent = (self._along == 0) & (length == 0)
         whole = length + rounding
         self._error = (
             rounding * length.max()
@@ -199,8 +198,8 @@ class RowProduct:
             + 2 * self.num_features * FLOAT32_ROUNDING * whole * whole.max()
             + SLACK
         )
-        present = self.along[~self.absent]
-        self._ends = torch.stack([present.min(), present.max()]) if len(present) else self.along[:2]
+        present = self._along[~self.absent]
+        self._ends = torch.stack([present.min(), present.max()]) if len(present) else self._along[:2]
 
     def error(self, row: Tensor | slice, score: Tensor) -> Tensor:
         """The most by which a score near ``score`` (R,) of some rows can be wrong (R,)."""
@@ -208,7 +207,7 @@ class RowProduct:
         if self._dtype == torch.float32:
             return error
         # The product itself is rounded when it is written; it is the score less what the common direction gives.
-        ends = (score[:, None] - self.along[row, None] * self._ends).abs().amax(dim=1)
+        ends = (score[:, None] - self._along[row, None] * self._ends).abs().amax(dim=1)
         return error + BFLOAT16_ROUNDING * 1.01 * (ends + 4 * error)
 
     @property
@@ -218,7 +217,7 @@ class RowProduct:
             Strip(start, other, row)
             for number, start in enumerate(self._starts)
             for other in self._starts[: number + 1]
-            for row in range(start, min(start + self._starts.step, len(self.along)), self._tile_rows)
+            for row in range(start, min(start + self._starts.step, len(self._along)), self._tile_rows)
         ]
 
     def tiles(self, strips: Iterable[Strip] | None = None) -> Iterator[Tile]:
@@ -240,7 +239,7 @@ class RowProduct:
                 _multiply(block, base[column:until], into)
                 second = other + column
                 if score is not product:
-                    along = self.along[row : row + shape[0]], self.along[second : second + shape[1]]
+                    along = self._along[row : row + shape[0]], self._along[second : second + shape[1]]
                     torch.addr(scored.copy_(into), *along, out=scored)
                 yield Tile(row, second, scored, start == other and until == stop)
                 if until == stop:
@@ -259,7 +258,7 @@ class RowProduct:
         for other in set(self._loaded) - {start, keep}:
             del self._loaded[other]
         if start not in self._loaded:
-            stop = min(start + self._starts.step, len(self.along))
+            stop = min(start + self._starts.step, len(self._along))
             panel = torch.zeros(stop - start, self.num_features, dtype=self._dtype, device=self._device)
             step = max(1, _PREPARED_BYTES // (4 * self.num_features))
             for first in range(start, min(stop, self.num_rows), step):
@@ -268,10 +267,10 @@ class RowProduct:
                 along = part @ self._direction
                 part.addr_(along, self._direction, alpha=-1)
                 rounded = panel[first - start : last - start].copy_(part)
-                self.along[first:last] = along
-                self.length[first:last] = part.norm(dim=1)
+                self._along[first:last] = along
+                self._length[first:last] = part.norm(dim=1)
                 if self._dtype != torch.float32:
-                    self.rounding[first:last] = part.sub_(rounded).norm(dim=1)
+                    self._rounding[first:last] = part.sub_(rounded).norm(dim=1)
             self._loaded[start] = panel
         return self._loaded[start]
 

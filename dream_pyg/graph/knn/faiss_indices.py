@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dream_pyg.data.progress import progress
-from dream_pyg.graph.knn.rows import Rows, unit_rows
+from dream_pyg.graph.knn.rows import Rows, present_unit_rows, unit_rows
 
 FaissEngine = Literal["ivf", "hnsw", "nndescent"]
 
@@ -127,10 +127,9 @@ class FaissIndex:
         num_rows = self._rows.shape[0]
         ids, held = [], []
         for start in progress(range(0, num_rows, self._step), f"{self._engine} index of {self._what}"):
-            block = unit_rows(self._rows.take(start, start + self._step), np.float32)
-            present = np.flatnonzero(block.any(axis=1))
-            ids.append(start + present)
-            projected = self._project(block[present])
+            present, present_id = present_unit_rows(self._rows, start, start + self._step)
+            ids.append(present_id)
+            projected = self._project(present)
             if self._engine == "nndescent":
                 held.append(projected)
             elif len(present):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
 from dream_pyg.data.progress import progress
 from dream_pyg.graph.knn.candidates import Candidates
-from dream_pyg.graph.knn.rows import Rows, unit_rows
+from dream_pyg.graph.knn.rows import Rows, present_unit_rows
 
 _BLOCK_BYTES = 96 << 20
 _ROUNDING = 1e-6
@@ -30,9 +29,9 @@ def flat_candidates(rows: Rows, count: int, *, what: str = "rows") -> Candidates
     step = max(1024, _BLOCK_BYTES // (4 * num_features))
     starts = range(0, num_rows, step)
     for base_start in progress(starts, f"kNN of {what}"):
-        base, base_id = _present(rows, base_start, step)
+        base, base_id = present_unit_rows(rows, base_start, base_start + step)
         for start in starts:
-            query, target = (base, base_id) if start == base_start else _present(rows, start, step)
+            query, target = (base, base_id) if start == base_start else present_unit_rows(rows, start, start + step)
             if not len(query) or not len(base):
                 continue
             score, found = faiss.knn(query, base, min(wanted, len(base)), metric=faiss.METRIC_INNER_PRODUCT)
@@ -47,10 +46,3 @@ def flat_candidates(rows: Rows, count: int, *, what: str = "rows") -> Candidates
     order = np.argsort(own, axis=1, kind="stable")  # Self goes last.
     index = np.take_along_axis(np.where(own, -1, index), order, axis=1)
     return Candidates(index, np.take_along_axis(at_most, order, axis=1), left_out)
-
-
-def _present(rows: Rows, start: int, step: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The rows of a block that differ from zero, with norm 1 (P, F), and their ids (P,)."""
-    block = unit_rows(rows.take(start, start + step), np.float32)
-    present = np.flatnonzero(block.any(axis=1))
-    return np.ascontiguousarray(block[present]), start + present

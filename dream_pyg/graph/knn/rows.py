@@ -48,3 +48,10 @@ def unit_rows(rows: NDArray[np.float32], dtype: Any = np.float64) -> NDArray[Any
     rows = rows.astype(dtype)
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, norm, out=rows, where=norm > 0)
+
+
+def present_unit_rows(rows: Rows, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The rows of a block that differ from zero, with norm 1 in float32 (P, F), and their ids (P,)."""
+    block = unit_rows(rows.take(start, stop), np.float32)
+    present = np.flatnonzero(block.any(axis=1))
+    return block[present], start + present
