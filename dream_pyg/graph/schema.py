@@ -10,6 +10,8 @@ USER = "user"
 ITEM = "item"
 INTERACTS: EdgeType = (USER, "interacts", ITEM)
 REV_INTERACTS: EdgeType = (ITEM, "rev_interacts", USER)
+DESCRIBES: EdgeType = (ITEM, "describes", USER)
+"""Items whose features stand for a user's: in a sampled graph; in a whole one all that the user interacted with."""
 SPLITS = ("train", "valid", "test")
 
 

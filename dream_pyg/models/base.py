@@ -14,8 +14,10 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg.errors import ConfigError, TrainingError
 from dream_pyg.graph.csr import UserItems, csr_product, row_entries
+from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.nn.alignment import BehaviorModalAlignment
+from dream_pyg.nn.tables import embedding_rows
 
 ConfigT = TypeVar("ConfigT")
 
@@ -186,6 +188,12 @@ class Recommender(nn.Module):
     needs_user_knn: ClassVar[bool] = False
     """What the model needs whatever its configuration; see :meth:`requirements`."""
 
+    tables: ClassVar[tuple[str, ...]] = ("user_embedding", "item_embedding")
+    """Parameters with a row for each user or item, in a model that has a :meth:`receptive_field`."""
+
+    user_embedding: Tensor
+    item_embedding: Tensor
+
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__()
         self.config: Any = self.Config() if config is None else config
@@ -204,6 +212,20 @@ class Recommender(nn.Module):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """Named scalar terms, already weighted: training minimises their sum."""
         raise NotImplementedError
+
+    def receptive_field(self) -> ReceptiveField | None:
+        """What the loss of a batch depends on, for a model that can be trained on sampled graphs.
+
+        Such a model takes the rows of its tables from :meth:`initial_embeddings` or
+        :func:`~dream_pyg.nn.tables.embedding_rows`, and reads from a graph nothing but what it says here.
+        """
+        return None
+
+    def initial_embeddings(self, graph: HeteroData) -> Embeddings:
+        """The ID embeddings of the graph's nodes, before any propagation."""
+        return Embeddings(
+            embedding_rows(self.user_embedding, graph[USER]), embedding_rows(self.item_embedding, graph[ITEM])
+        )
 
     def fit(self, graph: HeteroData) -> None:
         """Solve what a closed form gives, once and before anything is scored; by default nothing."""

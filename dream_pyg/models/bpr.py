@@ -8,6 +8,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.models.base import Batch, Embeddings, Recommender, model_config, xavier_embedding
 from dream_pyg.nn.losses import bpr_loss, l2_loss
 
@@ -38,12 +39,17 @@ class BPR(Recommender):
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """The embedding tables themselves."""
-        return Embeddings(self.user_embedding, self.item_embedding)
+        return self.initial_embeddings(graph)
+
+    def receptive_field(self) -> ReceptiveField:
+        """The batch itself."""
+        return ReceptiveField()
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR and L2 over the batch."""
-        user = self.user_embedding[batch.user]
-        pos_item, neg_item = batch.split_items(self.item_embedding)
+        users, items = self(graph)
+        user = users[batch.user]
+        pos_item, neg_item = batch.split_items(items)
         return {
             "bpr": bpr_loss(user, pos_item, neg_item),
             "l2": self.config.l2_weight * l2_loss(user, pos_item, neg_item),

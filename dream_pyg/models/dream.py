@@ -6,10 +6,13 @@ import functools
 import operator
 from typing import Any, Literal, cast
 
+import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
+from dream_pyg.errors import ConfigError
+from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import (
     ITEM,
     USER,
@@ -137,7 +140,7 @@ class DREAM(Recommender):
         )
         for modality in self.modality_weights:
             features, has = graph[ITEM][feature_name(modality)], graph[ITEM][mask_name(modality)]
-            mean = features.float().sum(dim=0) / has.sum().clamp(min=1) * self.config.center_signal
+            mean = features.sum(dim=0, dtype=torch.float32) / has.sum().clamp(min=1) * self.config.center_signal
             self.register_buffer(f"mean_{modality}", mean, persistent=False)
         self.propagation = Propagation()
         self.alignment = BehaviorModalAlignment(
@@ -155,19 +158,40 @@ class DREAM(Recommender):
 
     def dual_representations(self, graph: HeteroData) -> DualRepresentations:
         """The behavior line (Eq. 3) and the modal line (Eq. 7)."""
-        behavior = self.behavior_line(graph)
-        return DualRepresentations(behavior, self.modal_line(graph, behavior))
+        return self._lines(graph, self.initial_embeddings(graph))
 
-    def behavior_line(self, graph: HeteroData) -> Embeddings:
-        """LightGCN over the user-item graph (Eq. 1-3)."""
-        return propagate_interactions(
-            self.propagation, graph, self.user_embedding, self.item_embedding, self.config.num_layers
+    def receptive_field(self) -> ReceptiveField:
+        """The behavior line's hops, and a hop over each relation graph from nodes with features.
+
+        Raises:
+            ConfigError: If the gate filters what is propagated, which takes the whole graph.
+        """
+        if self.config.gate_input == "propagated":
+            raise ConfigError(
+                "DREAM with gate_input = 'propagated' needs the behavior line of neighbours' neighbours, so it cannot "
+                "be trained on sampled graphs. Take gate_input = 'id', or train on the whole graph."
+            )
+        modalities = tuple(self.modality_weights)
+        return ReceptiveField(
+            num_hops=self.config.num_layers,
+            item_knn=modalities if self.config.use_item_graph else (),
+            user_knn=modalities if self.config.use_user_graph else (),
+            features=modalities,
+            user_features=True,
         )
 
-    def modal_line(self, graph: HeteroData, behavior: Embeddings) -> Embeddings:
-        """Filter gates, one hop over each relation graph, and the weighted sum over modalities (Eq. 4-7)."""
-        initial = Embeddings(self.user_embedding, self.item_embedding)
+    def _lines(self, graph: HeteroData, initial: Embeddings) -> DualRepresentations:
+        behavior = propagate_interactions(self.propagation, graph, *initial, self.config.num_layers)
         source = behavior if self.config.gate_input == "propagated" else initial
+        return DualRepresentations(behavior, self.modal_line(graph, source))
+
+    def modal_line(self, graph: HeteroData, source: Embeddings) -> Embeddings:
+        """Filter gates, one hop over each relation graph, and the weighted sum over modalities (Eq. 4-7).
+
+        Args:
+            graph: The graph.
+            source: What the gates filter.
+        """
         views = [self._modal_view(graph, modality, source) for modality in self.modality_weights]
         users, items = zip(*views, strict=True)
         return Embeddings(functools.reduce(operator.add, users), functools.reduce(operator.add, items))
@@ -185,7 +209,8 @@ class DREAM(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 15 and the L2 term, weighted."""
         config = self.config
-        behavior, modal = self.dual_representations(graph)
+        initial = self.initial_embeddings(graph)
+        behavior, modal = self._lines(graph, initial)
         behavior_user, modal_user = behavior.user[batch.user], modal.user[batch.user]
         behavior_item, behavior_neg = batch.split_items(behavior.item)
         modal_item, modal_neg = batch.split_items(modal.item)
@@ -195,9 +220,8 @@ class DREAM(Recommender):
         if config.signal_weight:
             terms["signal"] = config.signal_weight * self._signal(graph, batch, modal_user, modal_item)
         if config.l2_weight:
-            terms["l2"] = config.l2_weight * l2_loss(
-                self.user_embedding[batch.user], *batch.split_items(self.item_embedding)
-            )
+            initial_rows = initial.user[batch.user], *batch.split_items(initial.item)
+            terms["l2"] = config.l2_weight * l2_loss(*initial_rows)
         return terms
 
     def _signal(self, graph: HeteroData, batch: Batch, modal_user: Tensor, modal_item: Tensor) -> Tensor:

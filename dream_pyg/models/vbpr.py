@@ -9,7 +9,8 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.schema import feature_modalities
+from dream_pyg.graph.sampling import ReceptiveField
+from dream_pyg.graph.schema import USER, feature_modalities
 from dream_pyg.models.base import (
     AlignmentConfig,
     Batch,
@@ -22,6 +23,7 @@ from dream_pyg.models.base import (
 )
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import bpr_loss, l2_loss
+from dream_pyg.nn.tables import embedding_rows
 
 
 class VBPR(Recommender):
@@ -59,6 +61,7 @@ class VBPR(Recommender):
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
 
     needs_features: ClassVar[bool] = True
+    tables: ClassVar[tuple[str, ...]] = (*Recommender.tables, "user_preference")
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
@@ -78,9 +81,12 @@ class VBPR(Recommender):
     def dual_representations(self, graph: HeteroData) -> DualRepresentations:
         """The part of IDs and the part of features, whose scores add up to the model's."""
         return DualRepresentations(
-            Embeddings(self.user_embedding, self.item_embedding),
-            Embeddings(self.user_preference, self.project(graph)),
+            self.initial_embeddings(graph), Embeddings(self._preferences(graph), self.project(graph))
         )
+
+    def receptive_field(self) -> ReceptiveField:
+        """The batch itself and its items' features."""
+        return ReceptiveField(features=tuple(self.projections))
 
     def project(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:
         """The modal part of all items (I, D), or of those with the given ids (B, D)."""
@@ -88,8 +94,9 @@ class VBPR(Recommender):
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR, L2 and alignment over the batch, for which only its own items are projected."""
-        behavior_user, modal_user = self.user_embedding[batch.user], self.user_preference[batch.user]
-        behavior_item, behavior_neg = batch.split_items(self.item_embedding)
+        initial = self.initial_embeddings(graph)
+        behavior_user, modal_user = initial.user[batch.user], self._preferences(graph)[batch.user]
+        behavior_item, behavior_neg = batch.split_items(initial.item)
         modal_item, modal_neg = self.project(graph, torch.cat([batch.pos_item, batch.neg_item])).chunk(2)
         user = torch.cat([behavior_user, modal_user], dim=1)
         pos_item = torch.cat([behavior_item, modal_item], dim=1)
@@ -99,3 +106,6 @@ class VBPR(Recommender):
             "l2": self.config.l2_weight * l2_loss(user, pos_item, neg_item),
             **self.alignment(behavior_user, behavior_item, modal_user, modal_item),
         }
+
+    def _preferences(self, graph: HeteroData) -> Tensor:
+        return embedding_rows(self.user_preference, graph[USER])

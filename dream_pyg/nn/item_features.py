@@ -14,6 +14,15 @@ from dream_pyg.graph.schema import ITEM, feature_name, mask_name, norm_name
 FeatureScaling = Literal["raw", "unit", "rms"]
 """Item features as given, in rows of norm 1, or in rows of norm sqrt(F)."""
 
+_CONVERTED_ROWS = 1 << 14
+
+
+def project_rows(features: Tensor, weight: Tensor) -> Tensor:
+    """Features (N, F), which may be stored in another type, times weights (F, D), without a converted copy of all."""
+    if features.dtype == weight.dtype:
+        return features @ weight
+    return torch.cat([block.to(weight.dtype) @ weight for block in features.split(_CONVERTED_ROWS)])
+
 
 def scale_projection(
     graph: HeteroData, modality: str, projected: Tensor, scaling: FeatureScaling, item: Tensor | None = None
@@ -63,7 +72,7 @@ class FeatureProjection(nn.Module):
     def forward(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:
         """Project the features of all items (I, D), or of those with the given ids (B, D)."""
         features = graph[ITEM][feature_name(self.modality)]
-        projected = (features if item is None else features[item]).to(self.weight.dtype) @ self.weight
+        projected = project_rows(features if item is None else features[item], self.weight)
         projected = scale_projection(graph, self.modality, projected, self.scaling, item)
         if self.bias is None:
             return projected

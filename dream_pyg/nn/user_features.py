@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.csr import csr_product
-from dream_pyg.graph.schema import ITEM, REV_INTERACTS, USER, count_name, feature_name
+from dream_pyg.graph.schema import DESCRIBES, ITEM, REV_INTERACTS, USER, count_name, feature_name
 from dream_pyg.nn.propagation import Propagation
+
+
+def describing_edges(graph: HeteroData) -> EdgeIndex:
+    """From items to the users whose features they make: those drawn, or all train interactions."""
+    edge_index: EdgeIndex = graph[DESCRIBES if DESCRIBES in graph.edge_types else REV_INTERACTS].edge_index
+    return edge_index
 
 
 def mean_over_items(propagation: Propagation, graph: HeteroData, modality: str, projected: Tensor) -> Tensor:
@@ -24,11 +31,12 @@ def mean_over_items(propagation: Propagation, graph: HeteroData, modality: str, 
         projected: One row per item (I, D).
 
     Returns:
-        One row per user (U, D), zero for a user without such an item.
+        One row per user (U, D), zero for a user without such an item; in a sampled graph, one for each of its first
+        users, as many as have a count.
     """
-    store = graph[REV_INTERACTS]
+    edge_index = describing_edges(graph)
     share = graph[USER][count_name(modality)].clamp(min=1).to(projected.dtype).reciprocal()
-    return propagation(projected, store.edge_index, share[store.edge_index[1]], graph[USER].num_nodes)
+    return propagation(projected, edge_index, share[edge_index[1]], len(share))
 
 
 def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
@@ -42,7 +50,7 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
     Returns:
         One row per given user (B, F).
     """
-    (pointer, item), _ = graph[REV_INTERACTS].edge_index.get_csc()
+    (pointer, item), _ = describing_edges(graph).get_csc()
     start, degree = pointer[user], pointer[user + 1] - pointer[user]
     batch_pointer = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
     offset = torch.repeat_interleave(start - batch_pointer[:-1], degree)
