@@ -30,6 +30,22 @@ from dream_pyg.models import find_model
 from dream_pyg.presets import find_preset
 
 
+FanOut = Annotated[int, Field(ge=-1)]
+
+
+class SamplingConfig(BaseModel):
+    """How many neighbours are drawn for each node where a step sees its batch's neighbourhood alone; -1 takes all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    interactions: tuple[FanOut, ...] = (8, 4)
+    """Over the interactions, hop by hop from the batch outwards."""
+    relations: FanOut = 4
+    """In each relation graph."""
+    features: FanOut = 4
+    """Items whose features stand for those of a user."""
+
+
 class TrainingConfig(BaseModel):
     """How any model is trained: Adam over shuffled triplets, stopped early on a validation metric."""
 
@@ -58,6 +74,9 @@ class TrainingConfig(BaseModel):
     """Seed of initialisation, shuffling and negative sampling."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the GPU if there is one."""
+    sampling: SamplingConfig | None = None
+    """Whether each step sees a sampled neighbourhood of its batch, as large catalogues need, and how large a one; by
+    default it sees the whole graph."""
     num_threads: PositiveInt | None = None
     """CPU threads; by default as PyTorch chooses."""
 

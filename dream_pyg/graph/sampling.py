@@ -60,7 +60,7 @@ class DrawnEdges(NamedTuple):
     source: Ids  # local (E,)
     target: Ids  # local (E,)
     edge: Ids  # position in the whole graph (E,)
-    scale: NDArray[np.float32]  # one over the probability with which it was drawn (E,)
+    scale: NDArray[np.float64]  # one over the probability with which it was drawn (E,)
 
 
 class Neighborhood(NamedTuple):
@@ -170,7 +170,7 @@ class NeighborSampler:
         offset = np.minimum(((nth + start[own]) * stride[own]).astype(np.int64), degree[own] - 1)
         edge = first[own] + offset
         source = self._met[edge_type[0]].add(self._sources[edge_type][edge])
-        return DrawnEdges(source, target[own], edge, stride[own].astype(np.float32))
+        return DrawnEdges(source, target[own], edge, stride[own])
 
 
 def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tuple[str, ...]) -> HeteroData:
@@ -200,7 +200,8 @@ def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tup
     for modality in modalities:
         for name in (feature_name(modality), mask_name(modality), norm_name(modality)):
             sampled[ITEM][name] = graph[ITEM][name][described]
-        sampled[ITEM][feature_name(modality)] = sampled[ITEM][feature_name(modality)].float()
+        features = sampled[ITEM][feature_name(modality)]
+        sampled[ITEM][feature_name(modality)] = features.to(torch.promote_types(features.dtype, torch.float32))
         if DESCRIBES in neighborhood.edges:
             source, target = sampled[DESCRIBES].edge_index.as_tensor()
             has = sampled[ITEM][mask_name(modality)][source]
@@ -219,11 +220,12 @@ def _size(neighborhood: Neighborhood, edge_type: EdgeType) -> tuple[int, int]:
 
 
 def _by_target(parts: list[DrawnEdges]) -> DrawnEdges:
-    joined = DrawnEdges(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-    if (np.diff(joined.target) >= 0).all():
-        return joined
-    order = np.argsort(joined.target, kind="stable")
-    return DrawnEdges(*(part[order] for part in joined))
+    source, target, edge = (np.concatenate([part[column] for part in parts]) for column in range(3))
+    scale = np.concatenate([part.scale for part in parts])
+    if (np.diff(target) >= 0).all():
+        return DrawnEdges(source, target, edge, scale)
+    order = np.argsort(target, kind="stable")
+    return DrawnEdges(source[order], target[order], edge[order], scale[order])
 
 
 class _Met:

@@ -155,7 +155,8 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
             f"{stored.fingerprint[:12]}, expected {str(expected)[:12]}. Give the right one with --graph."
         )
     target = resolve_device(device)
-    prepared = prepare_graph(stored.graph, target, config.num_neighbors)
+    convert = config.training.sampling is None
+    prepared = prepare_graph(stored.graph, target, config.num_neighbors, convert=convert)
     model = make_model(config, prepared).to(target)
     weights, _ = load_tensors(paths.best)
     try:
@@ -190,17 +191,20 @@ def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
     return model_class(graph, config.hyperparameters)
 
 
-def prepare_graph(graph: HeteroData, device: torch.device, num_neighbors: int | None = None) -> HeteroData:
-    """The graph on a device, with feature matrices in float32; the given graph is left as it is.
+def prepare_graph(
+    graph: HeteroData, device: torch.device, num_neighbors: int | None = None, *, convert: bool = True
+) -> HeteroData:
+    """The graph on a device; the given graph is left as it is.
 
     Args:
         graph: The graph.
         device: Where to put it.
         num_neighbors: How many neighbours to keep in its relation graphs; see
             :func:`~dream_pyg.graph.relations.cut_neighbors`.
+        convert: Whether features become float32 in memory; else they stay as they are stored, in their file.
     """
     prepared = copy.copy(cut_neighbors(graph, num_neighbors)).to(device)
-    for modality in feature_modalities(prepared):
+    for modality in feature_modalities(prepared) if convert else ():
         store, name = prepared[ITEM], feature_name(modality)
         store[name] = store[name].float()
     return prepared

@@ -22,10 +22,12 @@ from dream_pyg.data.files import atomic_directory, read_json, write_json, write_
 from dream_pyg.data.signals import interruptible
 from dream_pyg.errors import DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
+from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import load_graph
 from dream_pyg.models import Batch, Recommender
 from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
+from dream_pyg.training.optimizers import make_optimizers
 from dream_pyg.training.run import (
     Run,
     RunPaths,
@@ -39,6 +41,7 @@ from dream_pyg.training.run import (
     save_best,
     update_info,
 )
+from dream_pyg.training.steps import SampledSteps, WholeGraphSteps
 from dream_pyg.training.triplets import TripletSampler
 
 logger = logging.getLogger("dream_pyg")
@@ -111,14 +114,19 @@ def train(
         _check_resumable(config, paths, stored.fingerprint)
     elif paths.root.exists():
         raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
-    graph = prepare_graph(stored.graph, device, config.num_neighbors)
+    sampling = config.training.sampling
+    graph = prepare_graph(stored.graph, device, config.num_neighbors, convert=sampling is None)
     if graph[INTERACTS][label_name("valid")].size(1) == 0:
         raise DataError(
             "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."
         )
     torch.manual_seed(config.training.seed)
     model = make_model(config, graph).to(device)
-    session = _Session(config, paths, graph, model, on_evaluation)
+    steps: WholeGraphSteps | SampledSteps = WholeGraphSteps(graph, device)
+    if sampling is not None:
+        whole = cut_neighbors(stored.graph, config.num_neighbors)
+        steps = SampledSteps(whole, model, sampling, seed=config.training.seed, device=device)
+    session = _Session(config, paths, graph, model, steps, on_evaluation)
     if resume:
         session.load()
         config.save(paths.config)  # It may train for more epochs than it was begun with, or elsewhere.
@@ -162,17 +170,18 @@ class _Session:
         paths: RunPaths,
         graph: HeteroData,
         model: Recommender,
+        steps: WholeGraphSteps | SampledSteps,
         on_evaluation: OnEvaluation | None = None,
     ) -> None:
         self.config = config.training
         self.paths = paths
         self.graph = graph
         self.model = model
+        self.steps = steps
         self.on_evaluation = on_evaluation
         self.stopped = False
         self.sampler = TripletSampler(graph)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=self.config.learning_rate, fused=True) if parameters else None
+        self.optimizers = make_optimizers(model, self.config)
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed of the current epoch
         self.loss_sums: dict[str, float] = {}
@@ -186,7 +195,7 @@ class _Session:
         """The resumable state."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict() if self.optimizer else {},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -212,8 +221,8 @@ class _Session:
         state = load_checkpoint(self.paths.last)
         try:
             self.model.load_state_dict(state["model"])
-            if self.optimizer:
-                self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         except (RuntimeError, ValueError) as error:
             raise ResumeError(f"{self.paths.last} does not fit the model: {error}") from error
         torch.set_rng_state(state["rng"]["cpu"])
@@ -230,7 +239,7 @@ class _Session:
 
     def fit(self) -> None:
         """Train until the last epoch or until validation no longer improves, or solve what has a closed form."""
-        if self.optimizer is None:
+        if not self.optimizers:
             started = time.perf_counter()
             self.model.fit(self.graph)
             self._validate(time.perf_counter() - started, {})
@@ -249,12 +258,12 @@ class _Session:
         self._start_epoch(generator)
         self._set_learning_rate()
         self.model.train()
-        batches = list(zip(*(part.split(self.config.batch_size) for part in triplets), strict=True))
+        parts = (part.split(self.config.batch_size) for part in triplets)
+        batches = [Batch(*columns) for columns in zip(*parts, strict=True)]
         monitor = _LossMonitor(self.epoch, self.step, self.loss_sums)
-        device = self.graph[INTERACTS].edge_index.device
         with _step_bar(f"epoch {self.epoch + 1}", len(batches), self.step) as bar:
-            for batch in batches[self.step :]:
-                self._train_step(Batch(*(part.to(device) for part in batch)), monitor)
+            for graph, batch in self.steps(batches, self.epoch, self.step):
+                self._train_step(graph, batch, monitor)
                 self.step += 1
                 bar.update()
                 if interrupted.is_set():
@@ -289,20 +298,21 @@ class _Session:
         self.model.on_epoch_start(self.graph, generator)
         self.model.load_state_dict(now)
 
-    def _train_step(self, batch: Batch, monitor: _LossMonitor) -> None:
-        assert self.optimizer is not None
-        terms = self.model.loss(self.graph, batch)
+    def _train_step(self, graph: HeteroData, batch: Batch, monitor: _LossMonitor) -> None:
+        terms = self.model.loss(graph, batch)
         total = torch.stack(list(terms.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         total.backward()
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         monitor.add(terms)
 
     def _set_learning_rate(self) -> None:
-        assert self.optimizer is not None
         rate = self.config.learning_rate * self.config.learning_rate_decay ** (self.epoch / 50)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     @torch.no_grad()
     def _validate(self, train_seconds: float, losses: dict[str, float]) -> None:

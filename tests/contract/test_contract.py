@@ -322,7 +322,7 @@ def test_training_learns_nothing_from_held_out_interactions(name, stored, tmp_pa
     train(configure(other, name, epochs=3), tmp_path / "other")
     one, two = read_checkpoint(tmp_path / "one"), read_checkpoint(tmp_path / "other")
     assert_same(one["model"], two["model"])
-    assert_same(one["optimizer"], two["optimizer"])
+    assert_same(one["optimizers"], two["optimizers"])
     assert [line["loss"] for line in one["lines"]] == [line["loss"] for line in two["lines"]]
 
 

@@ -70,7 +70,7 @@ def test_training_is_adam_on_the_sum_of_terms_over_every_triplet(stored, finishe
 
 def test_learning_rate_decays_smoothly_over_epochs(stored, tmp_path):
     train(configure(stored, learning_rate=0.02, learning_rate_decay=0.5, epochs=3), tmp_path / "run")
-    (group,) = read_checkpoint(tmp_path / "run")["optimizer"]["param_groups"]
+    (group,) = read_checkpoint(tmp_path / "run")["optimizers"][0]["param_groups"]
     assert group["lr"] == 0.02 * 0.5 ** (2 / 50)
 
 

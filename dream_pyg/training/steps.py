@@ -1,0 +1,91 @@
+"""What each step of a training sees: the whole graph and a batch, or a sampled graph and the batch's places in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch_geometric.data import HeteroData
+
+from dream_pyg.config import SamplingConfig
+from dream_pyg.errors import ConfigError
+from dream_pyg.graph.sampling import FanOuts, NeighborSampler, sampled_graph
+from dream_pyg.graph.schema import ITEM, USER
+from dream_pyg.models import Batch, Recommender
+
+
+class WholeGraphSteps:
+    """Every step sees the same whole graph.
+
+    Args:
+        graph: The graph, on the device of the model.
+        device: That device.
+    """
+
+    def __init__(self, graph: HeteroData, device: torch.device) -> None:
+        self._graph = graph
+        self._device = device
+
+    def __call__(self, batches: Sequence[Batch], epoch: int, first: int) -> Iterator[tuple[HeteroData, Batch]]:
+        """The graph with each batch from the ``first`` on."""
+        for batch in batches[first:]:
+            yield self._graph, Batch(*(part.to(self._device) for part in batch))
+
+
+class SampledSteps:
+    """Every step sees the neighbourhood of its batch, drawn by chance that depends on seed, epoch and step alone.
+
+    The next neighbourhood is drawn while a step computes.
+
+    Args:
+        graph: The whole graph, on the CPU.
+        model: The model, whose receptive field is drawn.
+        sampling: How many neighbours are drawn.
+        seed: The run's seed.
+        device: Where the model computes.
+
+    Raises:
+        ConfigError: If the model cannot be trained so, or propagates over more hops than there are fan-outs.
+    """
+
+    def __init__(
+        self, graph: HeteroData, model: Recommender, sampling: SamplingConfig, *, seed: int, device: torch.device
+    ) -> None:
+        field = model.receptive_field()
+        name = type(model).__name__
+        if field is None:
+            raise ConfigError(f"{name} cannot be trained on sampled graphs. Train it on the whole graph.")
+        if field.num_hops > len(sampling.interactions):
+            raise ConfigError(
+                f"{name} propagates over {field.num_hops} hops, but training.sampling.interactions has fan-outs for "
+                f"{len(sampling.interactions)}: {list(sampling.interactions)}. Give one for each hop."
+            )
+        fan_outs = FanOuts(sampling.interactions[: field.num_hops], sampling.relations, sampling.features)
+        self._graph = graph
+        self._modalities = field.features
+        self._sampler = NeighborSampler(graph, field, fan_outs)
+        self._seed = seed
+        self._device = device
+
+    def __call__(self, batches: Sequence[Batch], epoch: int, first: int) -> Iterator[tuple[HeteroData, Batch]]:
+        """The neighbourhood of each batch from the ``first`` on."""
+        with ThreadPoolExecutor(1, thread_name_prefix="neighbours") as ahead:
+            drawn = ahead.submit(self._draw, batches[first], epoch, first)
+            for step in range(first, len(batches)):
+                graph, batch = drawn.result()
+                if step + 1 < len(batches):
+                    drawn = ahead.submit(self._draw, batches[step + 1], epoch, step + 1)
+                yield graph.to(self._device), Batch(*(part.to(self._device) for part in batch))
+
+    def _draw(self, batch: Batch, epoch: int, step: int) -> tuple[HeteroData, Batch]:
+        random = np.random.default_rng([self._seed, epoch, step])
+        item = torch.cat([batch.pos_item, batch.neg_item])
+        neighborhood = self._sampler.draw(batch.user, item, random)
+        seeds = {
+            node: torch.from_numpy(ids[: neighborhood.num_seeds[node]]) for node, ids in neighborhood.nodes.items()
+        }
+        pos_item, neg_item = torch.searchsorted(seeds[ITEM], item).chunk(2)
+        local = Batch(torch.searchsorted(seeds[USER], batch.user), pos_item, neg_item)
+        return sampled_graph(self._graph, neighborhood, self._modalities), local

@@ -1,0 +1,204 @@
+"""Neighbour sampling: what is drawn, with which probability, and that nothing is lost when all is drawn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_geometric.data import HeteroData
+
+from dream_pyg.graph.build import build_graph
+from dream_pyg.graph.edges import add_interaction_edges
+from dream_pyg.graph.sampling import FanOuts, Neighborhood, NeighborSampler, ReceptiveField, sampled_graph
+from dream_pyg.graph.schema import (
+    DESCRIBES,
+    INTERACTS,
+    ITEM,
+    REV_INTERACTS,
+    USER,
+    count_name,
+    feature_name,
+    knn_edge,
+    label_name,
+)
+from dream_pyg.models import BPR, DREAM, VBPR, Batch, LightGCN
+from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.nn.propagation import Propagation
+from tests.graphs import in_double, random_dataset
+
+ALL = FanOuts((-1, -1, -1), -1, -1)
+HOPS = ReceptiveField(num_hops=2)
+EVERYTHING = ReceptiveField(2, ("image", "text"), ("image", "text"), ("image", "text"), user_features=True)
+SAMPLED_MODELS = [
+    (BPR, {}),
+    (LightGCN, {"num_layers": 3}),
+    (VBPR, {"intra_weight": 0.1, "inter_weight": 0.1}),
+    (DREAM, {}),
+    (DREAM, {"use_user_graph": False, "normalize_alignment": False}),
+    (DREAM, {"use_item_graph": False, "squared_signal": False}),
+    (DREAM, {"use_gate": False, "num_layers": 1}),
+]
+
+
+class OneStart(np.random.Generator):
+    """Every systematic sample begins at the same point of its first stride."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__(np.random.PCG64())
+        self._start = start
+
+    def random(self, size: Any = None, *_: Any, **__: Any) -> Any:
+        """Always the start."""
+        return np.full(size, self._start)
+
+
+@pytest.fixture(scope="module")
+def graph() -> HeteroData:
+    return in_double(build_graph(random_dataset(), num_neighbors=3))
+
+
+@pytest.fixture
+def batch(graph: HeteroData) -> Batch:
+    user, item = graph[INTERACTS][label_name("train")]
+    return Batch(user[:9], item[:9], item[3:12])
+
+
+def draw(sampler: NeighborSampler, batch: Batch, seed: int = 0) -> Neighborhood:
+    items = torch.cat([batch.pos_item, batch.neg_item])
+    return sampler.draw(batch.user, items, np.random.default_rng(seed))
+
+
+def local_batch(neighborhood: Neighborhood, batch: Batch) -> Batch:
+    places = [
+        {node: place for place, node in enumerate(neighborhood.nodes[kind].tolist())} for kind in (USER, ITEM, ITEM)
+    ]
+    return Batch(
+        *(torch.tensor([place[one] for one in ids.tolist()]) for place, ids in zip(places, batch, strict=True))
+    )
+
+
+def test_the_batch_comes_first_and_no_node_twice(graph, batch):
+    neighborhood = draw(NeighborSampler(graph, EVERYTHING, FanOuts((2, 1), 2, 2)), batch)
+    for node, seeds in ((USER, batch.user), (ITEM, torch.cat(batch[1:]))):
+        ids = neighborhood.nodes[node]
+        assert ids[: neighborhood.num_seeds[node]].tolist() == seeds.unique().tolist()
+        assert len(np.unique(ids)) == len(ids)
+
+
+def test_edges_are_edges_of_the_graph_none_twice_and_as_many_as_asked_for(graph, batch):
+    fan_out = 2
+    neighborhood = draw(NeighborSampler(graph, EVERYTHING, FanOuts((fan_out,) * 2, fan_out, fan_out)), batch)
+    for edge_type, drawn in neighborhood.edges.items():
+        whole = graph[REV_INTERACTS if edge_type == DESCRIBES else edge_type].edge_index.as_tensor().numpy()
+        source, target = (
+            neighborhood.nodes[node][ids]
+            for node, ids in zip(edge_type[::2], (drawn.source, drawn.target), strict=True)
+        )
+        assert np.array_equal(whole[:, drawn.edge], [source, target])
+        assert len(np.unique(drawn.edge)) == len(drawn.edge)
+        assert (np.diff(drawn.target) >= 0).all()
+        degree = np.bincount(whole[1], minlength=graph[edge_type[2]].num_nodes)
+        counts = np.bincount(target, minlength=len(degree))[np.unique(target)]
+        assert np.array_equal(counts, np.minimum(degree[np.unique(target)], fan_out))
+        np.testing.assert_allclose(drawn.scale, (degree / np.minimum(degree, fan_out).clip(1))[target])
+
+
+@given(st.integers(1, 12), st.integers(1, 6))
+def test_each_edge_is_drawn_with_the_probability_that_its_scale_inverts(degree, fan_out):
+    """Averaged over all starts, which differ only by which multiple of 1/d they lie behind."""
+    graph = HeteroData()
+    graph[USER].num_nodes, graph[ITEM].num_nodes = 1, degree
+    graph[INTERACTS][label_name("train")] = torch.stack([torch.zeros(degree, dtype=torch.long), torch.arange(degree)])
+    add_interaction_edges(graph)
+    sampler = NeighborSampler(graph, ReceptiveField(num_hops=1), FanOuts((fan_out,), -1, -1))
+    total = np.zeros(degree)
+    for start in (np.arange(degree) + 0.5) / degree:
+        drawn = sampler.draw(torch.tensor([0]), torch.tensor([], dtype=torch.long), OneStart(start))
+        edges = drawn.edges[REV_INTERACTS]
+        assert len(np.unique(edges.edge)) == len(edges.edge) == min(degree, fan_out)
+        np.add.at(total, edges.edge, edges.scale / degree)
+    np.testing.assert_allclose(total, 1.0)
+
+
+def test_two_hops_over_drawn_neighbours_are_unbiased(graph):
+    """The mean over many draws lies within five standard errors of the propagation over the whole graph."""
+    torch.manual_seed(0)
+    user = torch.randn(graph[USER].num_nodes, 2, dtype=torch.float64)
+    item = torch.randn(graph[ITEM].num_nodes, 2, dtype=torch.float64)
+    whole = propagate_interactions(Propagation(), graph, user, item, 2)
+    sampler = NeighborSampler(graph, HOPS, FanOuts((2, 2), -1, -1))
+    everyone, everything = torch.arange(len(user)), torch.arange(len(item))
+    random = np.random.default_rng(0)
+    draws = []
+    for _ in range(1500):
+        sampled = sampled_graph(graph, sampler.draw(everyone, everything, random), ())
+        drawn = propagate_interactions(Propagation(), sampled, user, item, 2)
+        draws.append(torch.cat([drawn.user, drawn.item]))
+    draws_of = torch.stack(draws)
+    error = (draws_of.mean(dim=0) - torch.cat([*whole])).abs()
+    assert (error <= 5 * draws_of.std(dim=0) / math.sqrt(len(draws)) + 1e-12).all()
+    assert (draws_of.std(dim=0) > 0.01).any()
+
+
+@pytest.mark.parametrize(("model_class", "options"), SAMPLED_MODELS)
+def test_all_neighbours_give_the_loss_and_the_gradient_of_the_whole_graph(graph, batch, model_class, options):
+    torch.manual_seed(0)
+    model = model_class(graph, model_class.Config(**options)).double()
+    whole = model.loss(graph, batch)
+    torch.stack(list(whole.values())).sum().backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    field = model.receptive_field()
+    neighborhood = draw(NeighborSampler(graph, field, ALL._replace(interactions=(-1,) * field.num_hops)), batch)
+    terms = model.loss(sampled_graph(graph, neighborhood, field.features), local_batch(neighborhood, batch))
+    torch.stack(list(terms.values())).sum().backward()
+    assert terms.keys() == whole.keys()
+    for name, term in terms.items():
+        torch.testing.assert_close(term, whole[name], rtol=1e-6, atol=1e-9)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.is_sparse == (name in model.tables)
+        torch.testing.assert_close(parameter.grad.to_dense(), expected[name], rtol=1e-5, atol=1e-9)
+
+
+def test_gradients_of_tables_touch_the_neighbourhood_alone(graph, batch):
+    torch.manual_seed(0)
+    model = DREAM(graph).double()
+    field = model.receptive_field()
+    neighborhood = draw(NeighborSampler(graph, field, FanOuts((1, 1), 1, 1)), batch)
+    terms = model.loss(sampled_graph(graph, neighborhood, field.features), local_batch(neighborhood, batch))
+    torch.stack(list(terms.values())).sum().backward()
+    for name, node in (("user_embedding", USER), ("item_embedding", ITEM)):
+        touched = model.get_parameter(name).grad.coalesce().indices()[0]
+        assert set(touched.tolist()) == set(neighborhood.nodes[node].tolist())
+        assert len(touched) < graph[node].num_nodes
+
+
+def test_features_in_half_precision_are_read_for_described_nodes_only(graph, batch):
+    stored = graph.clone()
+    for modality in ("image", "text"):
+        stored[ITEM][feature_name(modality)] = graph[ITEM][feature_name(modality)].half()
+    neighborhood = draw(NeighborSampler(stored, EVERYTHING, FanOuts((1, 1), 1, 1)), batch)
+    sampled = sampled_graph(stored, neighborhood, ("text",))
+    features = sampled[ITEM][feature_name("text")]
+    described = sampled[ITEM].n_id[: neighborhood.num_described[ITEM]]
+    assert features.dtype == torch.float32
+    assert torch.equal(features, graph[ITEM][feature_name("text")][described].float())
+    assert feature_name("image") not in sampled[ITEM]
+    assert len(sampled[USER][count_name("text")]) == neighborhood.num_described[USER]
+
+
+def test_draws_depend_on_the_generator_alone(graph, batch):
+    sampler = NeighborSampler(graph, EVERYTHING, FanOuts((2, 1), 2, 2))
+    one, other, different = (draw(sampler, batch, seed) for seed in (1, 1, 2))
+    for edge_type, drawn in one.edges.items():
+        assert all(np.array_equal(*parts) for parts in zip(drawn, other.edges[edge_type], strict=True))
+    assert any(
+        not np.array_equal(one.edges[edge_type].edge, different.edges[edge_type].edge)
+        for edge_type in (knn_edge(USER, "text"), INTERACTS, DESCRIBES)
+    )
