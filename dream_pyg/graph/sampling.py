@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
+from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
 from dream_pyg.graph.schema import (
     DESCRIBES,
@@ -66,15 +68,27 @@ class DrawnEdges(NamedTuple):
 class Neighborhood(NamedTuple):
     """Nodes of the whole graph by type, and the edges drawn among them.
 
-    Nodes come in an order of which parts can be cut off: first the batch's own, then those that have features, then
-    the rest.
+    Nodes come in the order in which they were met: first the batch's own, then their neighbours in the relation graphs,
+    then one ring over the interactions after the other.
     """
 
     nodes: dict[str, Ids]
     num_seeds: dict[str, int]
-    num_described: dict[str, int]
-    """How many nodes of each type have features, or have items with features."""
+    num_inner: dict[str, int]
+    """Nodes of the batch and their neighbours in the relation graphs."""
+    num_within: list[dict[str, int]]
+    """Nodes within 0, 1, ... hops of the batch: those that have a representation after all hops but as many."""
+    described: Ids
+    """Items whose features are read: the inner ones, then those drawn for the inner users."""
     edges: dict[EdgeType, DrawnEdges]
+
+    def num_targets(self, edge_type: EdgeType) -> int:
+        """Nodes that get a message over an edge type, other than the interactions."""
+        return (self.num_inner if edge_type == DESCRIBES else self.num_seeds)[edge_type[2]]
+
+    def num_sources(self, edge_type: EdgeType) -> int:
+        """Nodes that may send one."""
+        return len(self.described) if edge_type == DESCRIBES else self.num_inner[edge_type[0]]
 
 
 class NeighborSampler:
@@ -112,6 +126,7 @@ class NeighborSampler:
             (pointer, source), _ = graph[edge_type].edge_index.get_csc()
             self._pointers[edge_type], self._sources[edge_type] = pointer.numpy(), source.numpy()
         self._met = {node: _Met(int(graph[node].num_nodes)) for node in (USER, ITEM)}
+        self._described = _Met(int(graph[ITEM].num_nodes))
 
     def draw(self, user: Tensor, item: Tensor, random: np.random.Generator) -> Neighborhood:
         """Draw the neighbourhood of some nodes, which become the first of it, ascending.
@@ -121,7 +136,7 @@ class NeighborSampler:
             item: Item ids (N,), repeated or not.
             random: Where chance comes from.
         """
-        users, items = self._met[USER], self._met[ITEM]
+        users, items, described = self._met[USER], self._met[ITEM], self._described
         try:
             users.add(np.unique(user.numpy()))
             items.add(np.unique(item.numpy()))
@@ -130,34 +145,43 @@ class NeighborSampler:
             for node, modalities in ((USER, self.field.user_knn), (ITEM, self.field.item_knn)):
                 for modality in modalities:
                     edge_type, seeds = knn_edge(node, modality), np.arange(num_seeds[node])
-                    edges[edge_type] = self._draw(edge_type, seeds, self.fan_outs.relations, random)
+                    edges[edge_type] = self._draw(edge_type, seeds, self.fan_outs.relations, self._met[node], random)
+            num_inner = {USER: len(users), ITEM: len(items)}
+            described.add(items.ids())
             if self.field.user_features:
-                described = np.arange(len(users))
-                edges[DESCRIBES] = self._draw(REV_INTERACTS, described, self.fan_outs.features, random)
-            num_described = {USER: len(users), ITEM: len(items)}
-            if self.field.num_hops:
-                edges |= self._hops(num_seeds, random)
-            return Neighborhood({USER: users.ids(), ITEM: items.ids()}, num_seeds, num_described, edges)
+                inner = np.arange(len(users))
+                edges[DESCRIBES] = self._draw(REV_INTERACTS, inner, self.fan_outs.features, described, random)
+            num_within = [num_seeds]
+            edges |= self._hops(num_within, random)
+            nodes = {node: met.ids() for node, met in self._met.items()}
+            return Neighborhood(nodes, num_seeds, num_inner, num_within, described.ids(), edges)
         finally:
-            users.forget()
-            items.forget()
+            for met in (users, items, described):
+                met.forget()
 
-    def _hops(self, num_seeds: dict[str, int], random: np.random.Generator) -> dict[EdgeType, DrawnEdges]:
-        """Edges over the interactions, hop by hop from the seeds outwards."""
-        ring = {node: np.arange(number) for node, number in num_seeds.items()}
-        reached = dict(ring)
+    def _hops(self, num_within: list[dict[str, int]], random: np.random.Generator) -> dict[EdgeType, DrawnEdges]:
+        """Edges over the interactions, from the batch outwards; appends how many nodes lie within each hop."""
+        ring = {node: np.arange(number) for node, number in num_within[0].items()}
+        reached = {node: np.ones(number, dtype=bool) for node, number in num_within[0].items()}
         drawn: dict[EdgeType, list[DrawnEdges]] = {INTERACTS: [], REV_INTERACTS: []}
         for fan_out in self.fan_outs.interactions:
-            for edge_type in drawn:
-                drawn[edge_type].append(self._draw(edge_type, ring[edge_type[2]], fan_out, random))
-            for edge_type in drawn:
-                node = edge_type[0]
-                ring[node] = np.setdiff1d(drawn[edge_type][-1].source, reached[node])
-                reached[node] = np.union1d(reached[node], ring[node])
-        return {edge_type: _by_target(parts) for edge_type, parts in drawn.items()}
+            for edge_type, parts in drawn.items():
+                source, _, target = edge_type
+                parts.append(self._draw(edge_type, ring[target], fan_out, self._met[source], random))
+            for (node, *_), parts in drawn.items():
+                already = reached[node]
+                reached[node] = np.zeros(len(self._met[node]), dtype=bool)
+                reached[node][: len(already)] = already
+                ring[node] = parts[-1].source[~reached[node][parts[-1].source]]
+                reached[node][ring[node]] = True
+                ring[node] = np.unique(ring[node])
+            num_within.append({node: len(met) for node, met in self._met.items()})
+        return {edge_type: _by_target(parts) for edge_type, parts in drawn.items() if parts}
 
-    def _draw(self, edge_type: EdgeType, target: Ids, fan_out: int, random: np.random.Generator) -> DrawnEdges:
-        """In-edges of some nodes, which are given as places among those met (T,)."""
+    def _draw(
+        self, edge_type: EdgeType, target: Ids, fan_out: int, sources: _Met, random: np.random.Generator
+    ) -> DrawnEdges:
+        """In-edges of some nodes, which are given as places among those met (T,), from nodes that are met so."""
         pointer = self._pointers[edge_type]
         node = self._met[edge_type[2]].ids()[target]
         first, degree = pointer[node], pointer[node + 1] - pointer[node]
@@ -169,15 +193,15 @@ class NeighborSampler:
         # Rounding upwards may leave the last point just outside.
         offset = np.minimum(((nth + start[own]) * stride[own]).astype(np.int64), degree[own] - 1)
         edge = first[own] + offset
-        source = self._met[edge_type[0]].add(self._sources[edge_type][edge])
+        source = sources.add(self._sources[edge_type][edge])
         return DrawnEdges(source, target[own], edge, stride[own])
 
 
 def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tuple[str, ...]) -> HeteroData:
     """A neighbourhood as a graph of its own, with what a model reads: ``n_id``, edges, weights, features.
 
-    Weights hold the inverse probabilities. Features are read from the whole graph, which may be a file, for the nodes
-    that have any; users' counts are those of the items drawn for them.
+    Weights hold the inverse probabilities. Features are read from the whole graph, which may be a file, for the items
+    that are described; users' counts are those of the items drawn for them.
 
     Args:
         graph: The whole graph.
@@ -188,35 +212,56 @@ def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tup
     for node, ids in neighborhood.nodes.items():
         sampled[node].n_id = torch.from_numpy(ids)
         sampled[node].num_nodes = len(ids)
+        sampled[node].num_inner = neighborhood.num_inner[node]
     for edge_type, drawn in neighborhood.edges.items():
-        store = sampled[edge_type]
-        size = _size(neighborhood, edge_type)
         index = torch.from_numpy(np.stack([drawn.source, drawn.target]))
-        store.edge_index = EdgeIndex(index, sparse_size=size, sort_order="col")
-        if edge_type != DESCRIBES:
-            scale = torch.from_numpy(drawn.scale)
-            store.edge_weight = graph[edge_type].edge_weight[torch.from_numpy(drawn.edge)].mul_(scale)
-    described = sampled[ITEM].n_id[: neighborhood.num_described[ITEM]]
+        if edge_type == DESCRIBES:
+            weight = index.new_empty(0)
+        else:
+            weight = graph[edge_type].edge_weight.index_select(0, torch.from_numpy(drawn.edge))
+            weight.mul_(torch.from_numpy(drawn.scale))
+        if edge_type in (INTERACTS, REV_INTERACTS):
+            sampled[edge_type].hops = _hops(neighborhood, edge_type, index, weight)
+        else:
+            size = neighborhood.num_sources(edge_type), neighborhood.num_targets(edge_type)
+            sampled[edge_type].edge_index = EdgeIndex(index, sparse_size=size, sort_order="col")
+            sampled[edge_type].edge_weight = weight
+    described = torch.from_numpy(neighborhood.described)
     for modality in modalities:
         for name in (feature_name(modality), mask_name(modality), norm_name(modality)):
-            sampled[ITEM][name] = graph[ITEM][name][described]
-        features = sampled[ITEM][feature_name(modality)]
-        sampled[ITEM][feature_name(modality)] = features.to(torch.promote_types(features.dtype, torch.float32))
+            sampled[ITEM][name] = graph[ITEM][name].index_select(0, described)
         if DESCRIBES in neighborhood.edges:
             source, target = sampled[DESCRIBES].edge_index.as_tensor()
             has = sampled[ITEM][mask_name(modality)][source]
-            count = torch.bincount(target[has], minlength=neighborhood.num_described[USER])
+            count = torch.bincount(target[has], minlength=neighborhood.num_inner[USER])
             sampled[USER][count_name(modality)] = count
     return sampled
 
 
-def _size(neighborhood: Neighborhood, edge_type: EdgeType) -> tuple[int, int]:
-    """Sources that have rows, and targets that get one."""
+def num_inner(nodes: NodeStorage) -> int:
+    """How many nodes of a graph, from the first on, may send messages over relation graphs: in a whole one all."""
+    return int(nodes.get("num_inner", nodes.num_nodes))
+
+
+def interaction_hops(store: EdgeStorage, num_hops: int) -> list[tuple[EdgeIndex, Tensor]]:
+    """Edges and weights of each hop over one direction of the interactions, in the order in which they are made.
+
+    A hop over the whole graph is the same each time; over a sampled one it only reaches what later hops need.
+    """
+    return store.hops if "hops" in store else [(store.edge_index, store.edge_weight)] * num_hops
+
+
+def _hops(
+    neighborhood: Neighborhood, edge_type: EdgeType, index: Tensor, weight: Tensor
+) -> list[tuple[EdgeIndex, Tensor]]:
     source, _, target = edge_type
-    if edge_type in (INTERACTS, REV_INTERACTS):
-        return len(neighborhood.nodes[source]), len(neighborhood.nodes[target])
-    targets = neighborhood.num_described if edge_type == DESCRIBES else neighborhood.num_seeds
-    return neighborhood.num_described[source], targets[target]
+    hops = []
+    for near, far in reversed(list(pairwise(neighborhood.num_within))):
+        # Edges go by target, so those to the nearer nodes are the first.
+        last = int(torch.searchsorted(index[1].contiguous(), near[target]))
+        edges = EdgeIndex(index[:, :last].contiguous(), sparse_size=(far[source], near[target]), sort_order="col")
+        hops.append((edges, weight[:last]))
+    return hops
 
 
 def _by_target(parts: list[DrawnEdges]) -> DrawnEdges:

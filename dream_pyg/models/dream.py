@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph.sampling import ReceptiveField
+from dream_pyg.graph.sampling import ReceptiveField, num_inner
 from dream_pyg.graph.schema import (
     ITEM,
     USER,
@@ -197,14 +197,15 @@ class DREAM(Recommender):
         return Embeddings(functools.reduce(operator.add, users), functools.reduce(operator.add, items))
 
     def filter(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
-        """The modality's filter gate on users and items (Eq. 4)."""
+        """The modality's filter gate on users and items (Eq. 4); in a sampled graph, on the inner ones."""
+        user, item = (rows[: num_inner(graph[node])] for node, rows in ((USER, source.user), (ITEM, source.item)))
         if not self.config.use_gate:
-            return source
+            return Embeddings(user, item)
         gate = cast(FilterGate, self.gates[modality])
-        item = gate.project(graph[ITEM][feature_name(modality)])
-        item = scale_projection(graph, modality, item, self.config.feature_scaling)
-        user = mean_over_items(self.propagation, graph, modality, item)
-        return Embeddings(gate(user, source.user), gate(item, source.item))
+        projected = gate.project(graph[ITEM][feature_name(modality)])
+        projected = scale_projection(graph, modality, projected, self.config.feature_scaling)
+        projected_user = mean_over_items(self.propagation, graph, modality, projected)
+        return Embeddings(gate(projected_user, user), gate(projected[: len(item)], item))
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 15 and the L2 term, weighted."""

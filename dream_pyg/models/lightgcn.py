@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.sampling import ReceptiveField
+from dream_pyg.graph.sampling import ReceptiveField, interaction_hops
 from dream_pyg.graph.schema import INTERACTS, REV_INTERACTS
 from dream_pyg.models.base import Batch, Embeddings, Recommender, model_config, xavier_embedding
 from dream_pyg.nn.losses import bpr_loss, l2_loss
@@ -32,16 +32,16 @@ def propagate_interactions(
         num_layers: L.
 
     Returns:
-        The mean over layers 0..L.
+        The mean over layers 0..L; of a sampled graph, for the nodes of the batch.
     """
-    to_item, to_user = graph[INTERACTS], graph[REV_INTERACTS]
+    hops = (interaction_hops(graph[edge_type], num_layers) for edge_type in (INTERACTS, REV_INTERACTS))
     user_sum, item_sum = user, item
-    for _ in range(num_layers):
+    for (to_item, item_weight), (to_user, user_weight) in zip(*hops, strict=True):
         user, item = (
-            propagation(item, to_user.edge_index, to_user.edge_weight, len(user_sum)),
-            propagation(user, to_item.edge_index, to_item.edge_weight, len(item_sum)),
+            propagation(item, to_user, user_weight, to_user.get_sparse_size(1)),
+            propagation(user, to_item, item_weight, to_item.get_sparse_size(1)),
         )
-        user_sum, item_sum = user_sum + user, item_sum + item
+        user_sum, item_sum = user_sum[: len(user)] + user, item_sum[: len(item)] + item
     return Embeddings(user_sum / (num_layers + 1), item_sum / (num_layers + 1))
 
 

@@ -34,5 +34,5 @@ class FilterGate(nn.Module):
         return project_rows(features, self.weight)
 
     def forward(self, projected: Tensor, embedding: Tensor) -> Tensor:
-        """Gate ID embeddings (N, D) by projected features (N, D), or the first M of them by as many."""
-        return torch.sigmoid_(projected + self.bias) * embedding[: len(projected)]
+        """Gate ID embeddings (N, D) by projected features (N, D)."""
+        return torch.sigmoid_(projected + self.bias) * embedding

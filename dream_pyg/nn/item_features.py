@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
+from dream_pyg.graph.processor import has_bfloat16_units
 from dream_pyg.graph.schema import ITEM, feature_name, mask_name, norm_name
 
 FeatureScaling = Literal["raw", "unit", "rms"]
@@ -18,10 +19,17 @@ _CONVERTED_ROWS = 1 << 14
 
 
 def project_rows(features: Tensor, weight: Tensor) -> Tensor:
-    """Features (N, F), which may be stored in another type, times weights (F, D), without a converted copy of all."""
+    """Features (N, F), which may be stored in half precision, times weights (F, D), without a converted copy of all.
+
+    What was stored with fewer bits is multiplied in bfloat16 where the processor has units for it, else in the
+    weights' type.
+    """
     if features.dtype == weight.dtype:
         return features @ weight
-    return torch.cat([block.to(weight.dtype) @ weight for block in features.split(_CONVERTED_ROWS)])
+    rounded = features.itemsize == 2 and weight.dtype == torch.float32 and has_bfloat16_units(weight.device)
+    dtype = torch.bfloat16 if rounded else weight.dtype
+    factor = weight.to(dtype)
+    return torch.cat([(block.to(dtype) @ factor).to(weight.dtype) for block in features.split(_CONVERTED_ROWS)])
 
 
 def scale_projection(

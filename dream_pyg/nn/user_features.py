@@ -55,6 +55,8 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
     batch_pointer = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
     offset = torch.repeat_interleave(start - batch_pointer[:-1], degree)
     batch_item = item[torch.arange(len(offset), device=item.device) + offset]
-    features = graph[ITEM][feature_name(modality)].float()
+    features = graph[ITEM][feature_name(modality)]
+    if features.itemsize == 2:  # stored in half precision: only the rows in use are converted
+        features, batch_item = features.index_select(0, batch_item).float(), torch.arange(len(batch_item))
     ones = features.new_ones(len(batch_item))
     return csr_product(batch_pointer, batch_item, ones, (len(user), len(features)), features)
