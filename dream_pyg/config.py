@@ -29,7 +29,6 @@ from dream_pyg.evaluation import parse_metric
 from dream_pyg.models import find_model
 from dream_pyg.presets import find_preset
 
-
 FanOut = Annotated[int, Field(ge=-1)]
 
 

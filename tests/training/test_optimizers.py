@@ -1,0 +1,54 @@
+"""The lazy Adam against PyTorch's own for sparse gradients."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dream_pyg.training.optimizers import LazyAdam
+
+
+def steps(optimizer_class: type[torch.optim.Optimizer], table: Tensor) -> Tensor:
+    table = torch.nn.Parameter(table.clone())
+    optimizer = optimizer_class([table], lr=0.1)
+    for step in range(5):
+        optimizer.zero_grad()
+        first, second = torch.tensor([step, 2, 5]), torch.tensor([2, 7])
+        loss = F.embedding(first, table, sparse=True).square().sum() + F.embedding(second, table, sparse=True).sum()
+        loss.backward()
+        optimizer.step()
+    return table.detach()
+
+
+def test_touched_rows_step_as_sparse_adam_does():
+    """But for eps, which Adam adds to the corrected root and SparseAdam to the uncorrected one."""
+    table = torch.randn(10, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    moved = steps(LazyAdam, table)
+    torch.testing.assert_close(moved, steps(torch.optim.SparseAdam, table), rtol=1e-4, atol=0)
+    untouched = [6, 8, 9]
+    assert torch.equal(moved[untouched], table[untouched])
+    assert not torch.equal(moved[2], table[2])
+
+
+def test_rows_that_are_all_touched_step_as_adam_does():
+    one = torch.nn.Parameter(torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    other = torch.nn.Parameter(one.detach().clone())
+    lazy, dense = LazyAdam([one], lr=0.1), torch.optim.Adam([other], lr=0.1)
+    everything = torch.arange(6)
+    for _ in range(5):
+        for table, optimizer, sparse in ((one, lazy, True), (other, dense, False)):
+            optimizer.zero_grad()
+            F.embedding(everything, table, sparse=sparse).pow(3).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+
+
+def test_state_is_saved_and_loaded():
+    table = torch.nn.Parameter(torch.ones(4, 2))
+    first, second = LazyAdam([table], lr=0.1), LazyAdam([table], lr=0.1)
+    F.embedding(torch.tensor([1]), table, sparse=True).sum().backward()
+    first.step()
+    second.load_state_dict(first.state_dict())
+    for name, value in first.state[table].items():
+        assert torch.equal(second.state[table][name], value)
