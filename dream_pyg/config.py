@@ -64,6 +64,10 @@ class TrainingConfig(BaseModel):
     """Evaluations without improvement after which training stops."""
     evaluate_every: PositiveInt = 1
     """Epochs from one validation to the next; the last epoch is validated as well."""
+    eval_users: PositiveInt | None = None
+    """Users to validate and test on, a random sample that stays the same; by default all."""
+    epoch_steps: PositiveInt | None = None
+    """Steps of an epoch, which then sees a random part of the train interactions; by default it sees all."""
     checkpoint_every: PositiveInt = 1
     """Epochs from one resumable checkpoint to the next; an interrupt always writes one."""
     keep_every: NonNegativeInt = 0

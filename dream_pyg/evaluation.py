@@ -42,6 +42,7 @@ def evaluate(
     ks: Sequence[int] = (5, 10, 20, 50),
     metrics: Sequence[str] = (*METRICS, COVERAGE),
     mask_valid: bool = False,
+    num_users: int | None = None,
 ) -> dict[str, float]:
     r"""Rank the whole catalogue for every user of a split and average over users.
 
@@ -58,6 +59,7 @@ def evaluate(
         ks: Cut-offs.
         metrics: Names without cut-off, of ``METRICS`` or ``"coverage"``.
         mask_valid: Whether validation items are left out of the test ranking.
+        num_users: How many users to rank for, a random sample that is the same each time; by default all.
 
     Returns:
         ``{"recall@20": ...}`` for every metric and cut-off, means over the users with an item in the split.
@@ -67,16 +69,18 @@ def evaluate(
         DataError: If the split has no interactions.
     """
     _check(split, ks, metrics)
+    if num_users is not None and num_users < 1:
+        raise ConfigError(f"The number of users to evaluate is {num_users}; expected at least 1.")
     store = graph[INTERACTS]
     targets = store[label_name(split)]
     if targets.size(1) == 0:
         raise DataError(f"The {split} split has no interactions to evaluate. Build the graph with another split.")
-    num_users, num_items = graph[USER].num_nodes, graph[ITEM].num_nodes
+    num_items = graph[ITEM].num_nodes
     masked = [] if split == "train" else [store[label_name("train")]]
     if mask_valid and split == "test":
         masked.append(store[label_name("valid")])
-    seen = SeenItems.from_pairs(torch.cat(masked, dim=1), num_users) if masked else None
-    wanted = UserItems.from_pairs(targets, num_users)
+    seen = SeenItems.from_pairs(torch.cat(masked, dim=1), graph[USER].num_nodes) if masked else None
+    wanted = UserItems.from_pairs(targets, graph[USER].num_nodes)
 
     device = targets.device
     ranked = LinkPredMetricCollection(
@@ -85,6 +89,9 @@ def evaluate(
     ).to(device)
     coverage = {k: LinkPredCoverage(k, num_items).to(device) for k in ks if COVERAGE in metrics}
     users = torch.unique(targets[0])
+    if num_users is not None and num_users < len(users):
+        sample = torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:num_users]
+        users = users[sample.sort().values.to(users.device)]
     for block in rank_blocks(scorer, users, max(ks), seen):
         # Empty places get an id that no item has, for an id of -1 would match another user's item.
         ranked.update(block.item.masked_fill(block.item < 0, num_items), wanted.coordinates(block.user))

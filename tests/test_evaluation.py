@@ -170,3 +170,24 @@ def test_parses_every_metric():
 def test_refuses_what_is_no_metric(metric):
     with pytest.raises(ConfigError, match=rf"Unknown metric '{metric}'; expected NAME@K"):
         parse_metric(metric)
+
+
+def test_a_sample_of_users_is_the_mean_over_these_users():
+    dataset = random_dataset()
+    graph = build_graph(dataset, num_neighbors=3)
+    torch.manual_seed(0)
+    scorer = Embeddings(torch.randn(graph[USER].num_nodes, 4), torch.randn(graph[ITEM].num_nodes, 4))
+    everyone = graph[INTERACTS][label_name("test")][0].unique()
+    one_by_one = []
+    for user in everyone.tolist():
+        alone = graph.clone()
+        targets = graph[INTERACTS][label_name("test")]
+        alone[INTERACTS][label_name("test")] = targets[:, targets[0] == user]
+        one_by_one.append(evaluate(scorer, alone, "test", ks=[3], metrics=["recall", "ndcg"]))
+    sample = evaluate(scorer, graph, "test", ks=[3], metrics=["recall", "ndcg"], num_users=4)
+    order = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(0))[:4]
+    for name, value in sample.items():
+        assert value == pytest.approx(np.mean([one_by_one[user][name] for user in order]))
+    assert evaluate(scorer, graph, "test", num_users=len(everyone)) == evaluate(scorer, graph, "test")
+    with pytest.raises(ConfigError, match="at least 1"):
+        evaluate(scorer, graph, "test", num_users=0)

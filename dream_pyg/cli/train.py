@@ -37,6 +37,9 @@ Example:
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value.")
 @click.option("--seed", type=int, help="Short for --set training.seed=N.")
 @click.option("--device", help="Short for --set training.device=NAME: auto, cpu, cuda, cuda:1.")
+@click.option(
+    "--sampled", is_flag=True, help="Train on sampled neighbourhoods, for large catalogues: --set training.sampling={}."
+)
 @click.option("--resume", is_flag=True, help="Continue the run that is there.")
 @format_option
 def train(
@@ -49,6 +52,7 @@ def train(
     overrides: tuple[str, ...],
     seed: int | None,
     device: str | None,
+    sampled: bool,
     resume: bool,
     output_format: str,
 ) -> None:
@@ -62,6 +66,8 @@ def train(
             raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
         file = paths.config
     short = {"training.seed": seed, "training.device": device}
+    if sampled:
+        overrides = ("training.sampling={}", *overrides)
     overrides = (*overrides, *(f"{key}={value}" for key, value in short.items() if value is not None))
     config = RunConfig.create(
         file=file, graph=graph, model=model, num_neighbors=num_neighbors, preset=preset, overrides=overrides
@@ -88,14 +94,23 @@ def train(
 @click.option(
     "--mask-valid", is_flag=True, help="Leave validation items out of the test ranking (published tables do not)."
 )
+@click.option("--users", "num_users", type=click.IntRange(min=1), help="Rank for so many users, drawn at random.")
 @click.option("--graph", type=click.Path(path_type=Path), help="The graph store, if it has moved since training.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @format_option
 def evaluate(
-    run: Path, split: str, ks: tuple[int, ...], mask_valid: bool, graph: Path | None, device: str, output_format: str
+    run: Path,
+    split: str,
+    ks: tuple[int, ...],
+    mask_valid: bool,
+    num_users: int | None,
+    graph: Path | None,
+    device: str,
+    output_format: str,
 ) -> None:
     """Rank the whole catalogue with a RUN's best epoch: the model, and each of its lines alone where it has two."""
-    lines = evaluate_lines(load_run(run, device=device, graph=graph), split, ks=ks, mask_valid=mask_valid)
+    opened = load_run(run, device=device, graph=graph)
+    lines = evaluate_lines(opened, split, ks=ks, mask_valid=mask_valid, num_users=num_users)
     if output_format == "json":
         print_json({"run": str(run), "split": split, "mask_valid": mask_valid, "lines": lines})
     else:

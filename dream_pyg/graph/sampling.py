@@ -46,7 +46,11 @@ class ReceptiveField(NamedTuple):
 
 
 class FanOuts(NamedTuple):
-    """How many neighbours are drawn for a node; -1 takes all of them."""
+    """How many neighbours are drawn for each mention of a node; -1 takes all of them.
+
+    A node that a batch mentions several times, or that is reached over several edges, gets as many times more: the
+    draws are those of one tree for each mention, made without repetition.
+    """
 
     interactions: tuple[int, ...]
     """By hop over the interactions, from the batch outwards."""
@@ -136,56 +140,73 @@ class NeighborSampler:
             item: Item ids (N,), repeated or not.
             random: Where chance comes from.
         """
-        users, items, described = self._met[USER], self._met[ITEM], self._described
+        met, described = self._met, self._described
         try:
-            users.add(np.unique(user.numpy()))
-            items.add(np.unique(item.numpy()))
-            num_seeds = {USER: len(users), ITEM: len(items)}
+            mentions = {node: met[node].begin(ids.numpy()) for node, ids in ((USER, user), (ITEM, item))}
+            num_seeds = {node: len(met[node]) for node in met}
             edges: dict[EdgeType, DrawnEdges] = {}
             for node, modalities in ((USER, self.field.user_knn), (ITEM, self.field.item_knn)):
+                seeds = np.arange(num_seeds[node])
                 for modality in modalities:
-                    edge_type, seeds = knn_edge(node, modality), np.arange(num_seeds[node])
-                    edges[edge_type] = self._draw(edge_type, seeds, self.fan_outs.relations, self._met[node], random)
-            num_inner = {USER: len(users), ITEM: len(items)}
-            described.add(items.ids())
+                    edge_type, fan_out = knn_edge(node, modality), self.fan_outs.relations
+                    edges[edge_type] = self._draw(edge_type, seeds, mentions[node] * fan_out, met[node], random)
+            num_inner = {node: len(met[node]) for node in met}
+            described.add(met[ITEM].ids())
             if self.field.user_features:
-                inner = np.arange(len(users))
-                edges[DESCRIBES] = self._draw(REV_INTERACTS, inner, self.fan_outs.features, described, random)
+                inner = np.pad(mentions[USER], (0, num_inner[USER] - num_seeds[USER]))
+                for modality in self.field.user_knn:
+                    inner += np.bincount(edges[knn_edge(USER, modality)].source, minlength=len(inner))
+                wanted = inner * self.fan_outs.features
+                edges[DESCRIBES] = self._draw(REV_INTERACTS, np.arange(len(inner)), wanted, described, random)
             num_within = [num_seeds]
-            edges |= self._hops(num_within, random)
-            nodes = {node: met.ids() for node, met in self._met.items()}
+            edges |= self._hops(mentions, num_within, random)
+            nodes = {node: met[node].ids() for node in met}
             return Neighborhood(nodes, num_seeds, num_inner, num_within, described.ids(), edges)
         finally:
-            for met in (users, items, described):
-                met.forget()
+            for one in (*met.values(), described):
+                one.forget()
 
-    def _hops(self, num_within: list[dict[str, int]], random: np.random.Generator) -> dict[EdgeType, DrawnEdges]:
-        """Edges over the interactions, from the batch outwards; appends how many nodes lie within each hop."""
-        ring = {node: np.arange(number) for node, number in num_within[0].items()}
-        reached = {node: np.ones(number, dtype=bool) for node, number in num_within[0].items()}
+    def _hops(
+        self, mentions: dict[str, Ids], num_within: list[dict[str, int]], random: np.random.Generator
+    ) -> dict[EdgeType, DrawnEdges]:
+        """Edges over the interactions, from the batch outwards; appends how many nodes lie within each hop.
+
+        Args:
+            mentions: How often each node was mentioned, by place; 0 for those that have their edges already.
+            num_within: Of the batch.
+            random: Where chance comes from.
+        """
         drawn: dict[EdgeType, list[DrawnEdges]] = {INTERACTS: [], REV_INTERACTS: []}
+        reached = {node: np.ones(len(number), dtype=bool) for node, number in mentions.items()}
         for fan_out in self.fan_outs.interactions:
             for edge_type, parts in drawn.items():
                 source, _, target = edge_type
-                parts.append(self._draw(edge_type, ring[target], fan_out, self._met[source], random))
+                ring = np.flatnonzero(mentions[target])
+                parts.append(self._draw(edge_type, ring, mentions[target][ring] * fan_out, self._met[source], random))
             for (node, *_), parts in drawn.items():
-                already = reached[node]
-                reached[node] = np.zeros(len(self._met[node]), dtype=bool)
-                reached[node][: len(already)] = already
-                ring[node] = parts[-1].source[~reached[node][parts[-1].source]]
-                reached[node][ring[node]] = True
-                ring[node] = np.unique(ring[node])
+                number = len(self._met[node])
+                reached[node] = np.pad(reached[node], (0, number - len(reached[node])))
+                mentions[node] = np.bincount(parts[-1].source, minlength=number) * ~reached[node]
+                reached[node] |= mentions[node] > 0
             num_within.append({node: len(met) for node, met in self._met.items()})
         return {edge_type: _by_target(parts) for edge_type, parts in drawn.items() if parts}
 
     def _draw(
-        self, edge_type: EdgeType, target: Ids, fan_out: int, sources: _Met, random: np.random.Generator
+        self, edge_type: EdgeType, target: Ids, wanted: Ids, sources: _Met, random: np.random.Generator
     ) -> DrawnEdges:
-        """In-edges of some nodes, which are given as places among those met (T,), from nodes that are met so."""
+        """In-edges of some nodes.
+
+        Args:
+            edge_type: Their type.
+            target: The nodes, as places among those met (T,).
+            wanted: How many for each (T,), all where it is negative.
+            sources: Where the other ends are met.
+            random: Where chance comes from.
+        """
         pointer = self._pointers[edge_type]
         node = self._met[edge_type[2]].ids()[target]
         first, degree = pointer[node], pointer[node + 1] - pointer[node]
-        count = degree if fan_out < 0 else np.minimum(degree, fan_out)
+        count = np.where(wanted < 0, degree, np.minimum(degree, wanted))
         stride = degree / np.maximum(count, 1)
         start = random.random(len(target)) * (count < degree)
         own = np.repeat(np.arange(len(target)), count)
@@ -286,6 +307,12 @@ class _Met:
     def ids(self) -> Ids:
         """All nodes met."""
         return self._ids
+
+    def begin(self, ids: Ids) -> Ids:
+        """Meet the first nodes, ascending; how often each comes in ``ids``."""
+        first, count = np.unique(ids, return_counts=True)
+        self.add(first)
+        return count
 
     def add(self, ids: Ids) -> Ids:
         """Meet some nodes, new or not; their places."""

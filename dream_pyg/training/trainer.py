@@ -254,7 +254,8 @@ class _Session:
     def _train_epoch(self, interrupted: threading.Event) -> None:
         started = time.perf_counter()
         generator = _epoch_generator(self.config.seed, self.epoch)
-        triplets = self.sampler.epoch(generator)
+        steps = self.config.epoch_steps
+        triplets = self.sampler.epoch(generator, steps and steps * self.config.batch_size)
         self._start_epoch(generator)
         self._set_learning_rate()
         self.model.train()
@@ -276,7 +277,7 @@ class _Session:
         losses = {name: value / len(batches) for name, value in monitor.sums().items()}
         seconds = time.perf_counter() - started
         self.epoch, self.step, self.loss_sums, self.epoch_weights = self.epoch + 1, 0, {}, {}
-        self._validate(seconds, losses)
+        self._validate(seconds, losses, len(triplets.user))
         self._keep(self.paths)
         if self._is_last() or self.epoch % self.config.checkpoint_every == 0:
             self.save()
@@ -315,10 +316,10 @@ class _Session:
                 group["lr"] = rate
 
     @torch.no_grad()
-    def _validate(self, train_seconds: float, losses: dict[str, float]) -> None:
+    def _validate(self, train_seconds: float, losses: dict[str, float], num_triplets: int = 0) -> None:
         record: dict[str, Any] = {"epoch": self.epoch, "loss": losses, "train_seconds": round(train_seconds, 3)}
-        if losses:
-            record["triplets_per_second"] = round(len(self.sampler) / train_seconds)
+        if num_triplets:
+            record["triplets_per_second"] = round(num_triplets / train_seconds)
         if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
             started = time.perf_counter()
             metrics = self._validation_metrics()
@@ -341,7 +342,9 @@ class _Session:
         name, k = parse_metric(self.config.metric)
         names = dict.fromkeys((*VALID_METRICS, name))
         ks = sorted({*VALID_KS, k})
-        return evaluate(self.model(self.graph), self.graph, "valid", ks=ks, metrics=list(names))
+        scorer = self.model(self.graph)
+        users = self.config.eval_users
+        return evaluate(scorer, self.graph, "valid", ks=ks, metrics=list(names), num_users=users)
 
 
 def _finish(paths: RunPaths, session: _Session, *, test: bool) -> TrainResult:
@@ -349,7 +352,8 @@ def _finish(paths: RunPaths, session: _Session, *, test: bool) -> TrainResult:
     if test:
         run = load_run(paths.root, device=str(session.graph[INTERACTS].edge_index.device), graph=None)
         if not paths.test_metrics.is_file() or read_json(paths.test_metrics).get("epoch") != session.best_epoch:
-            write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": evaluate_lines(run, "test")})
+            lines = evaluate_lines(run, "test", num_users=session.config.eval_users)
+            write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": lines})
         metrics = read_json(paths.test_metrics)["lines"]["general"]
     update_info(paths, status="finished", epochs=session.epoch, best_epoch=session.best_epoch)
     return TrainResult(paths.root, session.best_epoch, session.best_metrics, metrics, session.epoch)

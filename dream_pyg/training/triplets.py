@@ -43,9 +43,14 @@ class TripletSampler:
     def __len__(self) -> int:
         return len(self._user)
 
-    def epoch(self, generator: torch.Generator) -> Batch:
-        """All triplets of one epoch, shuffled; a function of the generator's state alone."""
-        order = torch.randperm(len(self), generator=generator)
+    def epoch(self, generator: torch.Generator, num_triplets: int | None = None) -> Batch:
+        """The triplets of one epoch, shuffled; a function of the generator's state alone.
+
+        Args:
+            generator: Where chance comes from.
+            num_triplets: How many at most; by default one for each interaction.
+        """
+        order = torch.randperm(len(self), generator=generator)[:num_triplets]
         user, pos_item = self._user[order], self._item[order]
         return Batch(user, pos_item, self._draw_negatives(user, generator))
 

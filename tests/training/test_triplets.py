@@ -116,3 +116,13 @@ def test_a_user_with_almost_everything_gets_what_is_left() -> None:
     graph[INTERACTS].train_edge_label_index = torch.stack([user, torch.arange(500)])
     triplets = TripletSampler(graph).epoch(torch.Generator().manual_seed(0))
     assert triplets.neg_item[triplets.user == 0].unique().tolist() == [499]
+
+
+def test_an_epoch_may_see_a_part_of_the_interactions():
+    graph = interaction_graph(np.random.default_rng(0).random((20, 15)) < 0.3)
+    sampler = TripletSampler(graph)
+    part = sampler.epoch(torch.Generator().manual_seed(0), 7)
+    whole = sampler.epoch(torch.Generator().manual_seed(0))
+    assert len(part.user) == len(part.neg_item) == 7
+    assert torch.equal(part.user, whole.user[:7])
+    assert torch.equal(part.pos_item, whole.pos_item[:7])
