@@ -12,7 +12,10 @@ from torch_geometric.data import HeteroData
 from dream_pyg import ranking
 from dream_pyg.errors import ConfigError, DataError
 from dream_pyg.evaluation import COVERAGE, METRICS, evaluate, parse_metric
+from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
+from dream_pyg.models import Embeddings
+from tests.graphs import random_dataset
 from tests.oracles import ranking as oracle
 from tests.test_ranking import random_scores, scored
 
