@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from dream_pyg.data.files import atomic_directory, atomic_path, save_tensors, sha256_file, write_json
 from dream_pyg.errors import ConfigError, DataError, StoreError
@@ -19,7 +20,14 @@ from dream_pyg.training.run import Run
 
 TABLE_FORMATS = (".parquet", ".csv", ".json")
 EXPORT_FORMATS = ("safetensors", "parquet")
+EXPORT_INDICES = ("flat", "ivf")
 EXPORT_INFO = "export.json"
+_LISTS = 4
+"""Lists of an inverted file, over the root of the number of items."""
+_ITEMS_OF_A_LIST = 39
+"""The fewest items a list has on average, which is what faiss asks for to train it."""
+_MEASURED_USERS = 1000
+_MEASURED_K = 20
 
 
 def recommend_table(
@@ -78,18 +86,29 @@ def check_table_path(path: Path) -> None:
         raise ConfigError(f"Cannot tell the format of {path}; expected a name ending in {', '.join(TABLE_FORMATS)}.")
 
 
-def export_run(run: Run, path: str | Path, *, format: str = "safetensors", overwrite: bool = False) -> dict[str, Any]:
+def export_run(
+    run: Run,
+    path: str | Path,
+    *,
+    format: str = "safetensors",
+    index: str = "flat",
+    min_recall: float = 0.95,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Write embeddings, external ids and a faiss index into a new directory.
 
     The directory holds ``embeddings.safetensors`` (tensors ``user`` (U, D) and ``item`` (I, D)) with ``users.parquet``
     and ``items.parquet`` (external ids in row order), or with ``format="parquet"`` the same two tables with a column
     ``embedding`` instead; ``items.faiss``, an inner-product index over the item rows, so that searching it with a user
-    row gives that user's top-k before seen items are left out; and ``export.json``.
+    row gives that user's top-k before seen items are left out; and ``export.json``. The index is exact, or for large
+    catalogues an inverted file that looks at as few of its lists as ``min_recall`` allows; what it finds is stated.
 
     Args:
         run: A finished run.
         path: The directory to create.
         format: ``"safetensors"`` or ``"parquet"``.
+        index: ``"flat"`` or ``"ivf"``.
+        min_recall: The share of the true top 20 that the latter has to find, measured on random users.
         overwrite: Whether an existing directory may be replaced.
 
     Returns:
@@ -101,6 +120,10 @@ def export_run(run: Run, path: str | Path, *, format: str = "safetensors", overw
     """
     if format not in EXPORT_FORMATS:
         raise ConfigError(f"Unknown export format {format!r}; expected one of {', '.join(EXPORT_FORMATS)}.")
+    if index not in EXPORT_INDICES:
+        raise ConfigError(f"Unknown index {index!r}; expected one of {', '.join(EXPORT_INDICES)}.")
+    if not 0 < min_recall <= 1:
+        raise ConfigError(f"min_recall is {min_recall}; expected a share above 0, at most 1.")
     if not overwrite and Path(path).exists():
         raise StoreError(f"{path} exists already. Replace it with --overwrite, or choose another directory.")
     user, item = (part.cpu().float().contiguous() for part in run.embeddings())
@@ -115,9 +138,8 @@ def export_run(run: Run, path: str | Path, *, format: str = "safetensors", overw
             frame.write_parquet(directory / f"{name}.parquet")
         if format == "safetensors":
             save_tensors(directory / "embeddings.safetensors", {"user": user, "item": item})
-        index = faiss.IndexFlatIP(item.size(1))
-        index.add(item.numpy())
-        (directory / "items.faiss").write_bytes(faiss.serialize_index(index).tobytes())
+        made, about = _make_index(index, user.numpy(), item.numpy(), min_recall)
+        (directory / "items.faiss").write_bytes(faiss.serialize_index(made).tobytes())
         info = {
             "model": run.config.model_name,
             "dataset": run.stored.name,
@@ -126,10 +148,38 @@ def export_run(run: Run, path: str | Path, *, format: str = "safetensors", overw
             "items": len(item),
             "embedding_dim": item.size(1),
             "score": "inner product",
+            "index": about,
             "files": {file.name: sha256_file(file) for file in sorted(directory.iterdir())},
         }
         write_json(directory / EXPORT_INFO, info)
     return info
+
+
+def _make_index(
+    kind: str, user: NDArray[np.float32], item: NDArray[np.float32], min_recall: float
+) -> tuple[faiss.Index, dict[str, Any]]:
+    """An index of the items, and what there is to know about it."""
+    exact = faiss.IndexFlatIP(item.shape[1])
+    exact.add(item)
+    if kind == "flat":
+        return exact, {"kind": kind, "recall": 1.0}
+    num_lists = max(1, min(int(_LISTS * len(item) ** 0.5), len(item) // _ITEMS_OF_A_LIST))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(item.shape[1]), item.shape[1], num_lists, faiss.METRIC_INNER_PRODUCT)
+    index.train(item)
+    index.add(item)
+    asked = user[np.random.default_rng(0).permutation(len(user))[:_MEASURED_USERS]]
+    k = min(_MEASURED_K, len(item))
+    _, wanted = exact.search(asked, k)
+    recall = 0.0
+    index.nprobe = 1
+    while True:
+        _, found = index.search(asked, k)
+        recall = float(np.mean([np.isin(*rows).mean() for rows in zip(wanted, found, strict=True)]))
+        if recall >= min_recall or index.nprobe == num_lists:
+            break
+        index.nprobe = min(2 * index.nprobe, num_lists)
+    about = {"kind": kind, "lists": num_lists, "lists_searched": index.nprobe, "measured_at": k, "recall": recall}
+    return index, about
 
 
 def load_index(path: str | Path) -> faiss.Index:

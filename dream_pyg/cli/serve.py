@@ -8,7 +8,7 @@ import click
 
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.data.files import read_lines
-from dream_pyg.serving import EXPORT_FORMATS, check_table_path, export_run, recommend_table, write_table
+from dream_pyg.serving import EXPORT_FORMATS, EXPORT_INDICES, check_table_path, export_run, recommend_table, write_table
 from dream_pyg.training.run import load_run
 
 _RECOMMEND_EPILOG = """\b
@@ -64,9 +64,28 @@ def recommend(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 @click.option("--as", "file_format", type=click.Choice(EXPORT_FORMATS), default="safetensors", show_default=True,
               help="How embeddings are stored.")  # fmt: skip
+@click.option("--index", type=click.Choice(EXPORT_INDICES), default="flat", show_default=True,
+              help="Exact, or an inverted file for large catalogues.")  # fmt: skip
+@click.option("--min-recall", type=float, default=0.95, show_default=True,
+              help="What an inverted file has to find of the true top 20.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the directory if it exists.")
 @click.option("--graph", type=click.Path(path_type=Path), help="The graph store, if it has moved since training.")
-def export(run: Path, out: Path, file_format: str, overwrite: bool, graph: Path | None) -> None:
+def export(
+    run: Path, out: Path, file_format: str, index: str, min_recall: float, overwrite: bool, graph: Path | None
+) -> None:
     """Write embeddings, external ids and a faiss index that answers the same top-k, before seen items are left out."""
-    info = export_run(load_run(run, device="cpu", graph=graph), out, format=file_format, overwrite=overwrite)
+    info = export_run(
+        load_run(run, device="cpu", graph=graph),
+        out,
+        format=file_format,
+        index=index,
+        min_recall=min_recall,
+        overwrite=overwrite,
+    )
     click.echo(f"{info['users']:,} users and {info['items']:,} items x {info['embedding_dim']} written to {out}")
+    if index == "ivf":
+        about = info["index"]
+        click.echo(
+            f"the index looks at {about['lists_searched']:,} of {about['lists']:,} lists and finds "
+            f"{about['recall']:.1%} of the top {about['measured_at']}"
+        )

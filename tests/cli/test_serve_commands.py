@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from click.testing import Result
 
-from dream_pyg import DatasetConfig, RunConfig, build_store, load_run, train
+from dream_pyg import DatasetConfig, RunConfig, build_store, load_run, serving, train
 from dream_pyg.data.files import load_tensors, sha256_file
 from dream_pyg.serving import load_index
 
@@ -181,6 +181,34 @@ def test_export_describes_itself(command: Command, shop_run: Path, shop_graph: P
     assert info["files"] == {
         path.name: sha256_file(path) for path in (tmp_path / "shipped").iterdir() if path.name != "export.json"
     }
+
+
+@pytest.mark.parametrize("min_recall", [0.5, 1.0])
+def test_an_inverted_file_finds_what_was_asked_for_and_says_so(
+    command: Command, shop_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, min_recall: float
+):
+    monkeypatch.setattr(serving, "_ITEMS_OF_A_LIST", 4)  # else 40 items make a single list
+    out = tmp_path / "shipped"
+    result = command("export", shop_run, "--out", out, "--index", "ivf", "--min-recall", min_recall)
+    assert result.exit_code == 0, result.stderr
+    about = json.loads((out / "export.json").read_text())["index"]
+    assert about["lists"] == 10
+    assert f"{about['lists_searched']} of 10 lists and finds {about['recall']:.1%} of the top 20" in result.stdout
+    user, item = exported(out, "safetensors")
+    true = np.argsort(-(user @ item.T), axis=1, kind="stable")[:, :20]
+    _, found = load_index(out / "items.faiss").search(np.ascontiguousarray(user), 20)
+    recall = np.mean([np.isin(*rows).mean() for rows in zip(true, found, strict=True)])
+    assert about["recall"] == pytest.approx(recall)
+    assert recall >= min_recall
+    assert (about["lists_searched"] == 10) == (min_recall == 1.0)
+
+
+@pytest.mark.parametrize("min_recall", [0, 1.5])
+def test_a_recall_that_cannot_be_is_refused(command: Command, shop_run: Path, tmp_path: Path, min_recall: float):
+    refused = command("export", shop_run, "--out", tmp_path / "shipped", "--index", "ivf", "--min-recall", min_recall)
+    assert refused.exit_code == 2
+    assert "expected a share above 0, at most 1" in refused.stderr
+    assert not (tmp_path / "shipped").exists()
 
 
 def test_an_export_is_replaced_only_on_request_and_only_if_it_is_one(command: Command, shop_run: Path, tmp_path: Path):

@@ -1,0 +1,88 @@
+"""Training on sampled graphs: it learns, resumes to the same bits, and refuses what cannot be."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from dream_pyg.errors import ConfigError, Interrupted
+from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.models import MODELS
+from dream_pyg.ranking import SeenItems, recommend
+from dream_pyg.training import trainer
+from dream_pyg.training.run import load_run, make_model
+from dream_pyg.training.trainer import train
+from tests.graphs import PlantedBlocks
+from tests.training.runs import assert_same_run, configure, read_metrics
+
+BLOCKS = PlantedBlocks()
+FEW = {"interactions": [2, 1], "relations": 2, "features": 2}
+
+
+def sampled_models(stored):
+    fields = {name: make_model(configure(stored, name), stored.graph).receptive_field() for name in MODELS}
+    return {name for name, field in fields.items() if field is not None}
+
+
+def test_models_that_train_on_sampled_graphs(stored):
+    assert sampled_models(stored) == {"bpr", "lightgcn", "vbpr", "dream"}
+
+
+@pytest.mark.parametrize("name", ["bpr", "lightgcn", "vbpr", "dream"])
+def test_learns_the_planted_blocks(name, stored, tmp_path):
+    options = {"epochs": 30, "evaluate_every": 30, "batch_size": 64, "learning_rate": 0.02, "sampling": FEW}
+    train(configure(stored, name, **options), tmp_path / "run")
+    run = load_run(tmp_path / "run", device="cpu")
+    users = torch.arange(len(BLOCKS.user_block))
+    seen = SeenItems.from_pairs(stored.graph[INTERACTS][label_name("train")], len(users))
+    best = recommend(run.scorer(), users, 1, seen).item.squeeze(1)
+    np.testing.assert_array_equal(BLOCKS.item_block[best], BLOCKS.user_block)
+
+
+@pytest.mark.parametrize("step", [2, 5, 9])
+def test_interrupted_and_resumed_is_uninterrupted(stored, tmp_path, monkeypatch, step):
+    config = configure(stored, sampling=FEW, epoch_steps=3)
+    train(config, tmp_path / "whole")
+    steps = 0
+    train_step = trainer._Session._train_step
+
+    def interrupted(session, graph, batch, monitor):
+        nonlocal steps
+        train_step(session, graph, batch, monitor)
+        steps += 1
+        if steps == step:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(trainer._Session, "_train_step", interrupted)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "parts")
+    monkeypatch.undo()
+    train(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_draws_follow_the_seed(stored, tmp_path):
+    for run, seed in (("one", 0), ("same", 0), ("other", 1)):
+        train(configure(stored, sampling=FEW, seed=seed, epochs=1), tmp_path / run)
+    one, same, other = (read_metrics(tmp_path / run) for run in ("one", "same", "other"))
+    assert one == same != other
+
+
+def test_models_that_need_the_whole_graph_say_so(stored, tmp_path):
+    with pytest.raises(ConfigError, match="MGCN cannot be trained on sampled graphs"):
+        train(configure(stored, "mgcn", sampling={}), tmp_path / "run")
+    config = configure(stored, sampling={})
+    config = config.model_validate({**config.to_dict(), "model": {"name": "dream", "gate_input": "propagated"}})
+    with pytest.raises(ConfigError, match="gate_input = 'id'"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_there_must_be_a_fan_out_for_each_hop(stored, tmp_path):
+    with pytest.raises(ConfigError, match=r"over 2 hops.*fan-outs for 1: \[3\]"):
+        train(configure(stored, sampling={"interactions": [3]}), tmp_path / "run")
+    with pytest.raises(ValueError, match="greater than or equal to -1"):
+        configure(stored, sampling={"relations": -2})
