@@ -20,8 +20,8 @@ from torch_geometric.metrics import (
 from dream_pyg.errors import ConfigError, DataError
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
-from dream_pyg.models.base import Scorer
-from dream_pyg.ranking import SeenItems, rank_blocks
+from dream_pyg.models.base import Embeddings, Scorer
+from dream_pyg.ranking import SeenItems, may_hit, rank_blocks
 
 METRICS = {
     "recall": LinkPredRecall,
@@ -32,6 +32,7 @@ METRICS = {
     "mrr": LinkPredMRR,
 }
 COVERAGE = "coverage"
+_USERS_AT_ONCE = 1 << 16
 
 
 def evaluate(
@@ -85,6 +86,11 @@ def evaluate(
     ).to(device)
     coverage = {k: LinkPredCoverage(k, num_items).to(device) for k in ks if COVERAGE in metrics}
     users = torch.unique(targets[0])
+    if isinstance(scorer, Embeddings) and not coverage:
+        undecided = may_hit(scorer.detach(), users, wanted, max(ks), seen)
+        for block in users[~undecided].split(_USERS_AT_ONCE):
+            ranked.update(torch.full_like(block, num_items).unsqueeze(1), wanted.coordinates(block))
+        users = users[undecided]
     for block in rank_blocks(scorer, users, max(ks), seen):
         # Empty places get an id that no item has, for an id of -1 would match another user's item.
         ranked.update(block.item.masked_fill(block.item < 0, num_items), wanted.coordinates(block.user))
