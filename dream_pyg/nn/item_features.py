@@ -15,6 +15,13 @@ FeatureScaling = Literal["raw", "unit", "rms"]
 """Item features as given, in rows of norm 1, or in rows of norm sqrt(F)."""
 
 
+def multiply_features(features: Tensor, weight: Tensor) -> Tensor:
+    """Features (N, F) times a matrix (F, D) in the matrix's type; bfloat16 features are multiplied as they are."""
+    if features.dtype == torch.bfloat16:
+        return (features @ weight.to(torch.bfloat16)).to(weight.dtype)
+    return features.to(weight.dtype) @ weight
+
+
 def scale_projection(
     graph: HeteroData, modality: str, projected: Tensor, scaling: FeatureScaling, item: Tensor | None = None
 ) -> Tensor:
@@ -63,7 +70,7 @@ class FeatureProjection(nn.Module):
     def forward(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:
         """Project the features of all items (I, D), or of those with the given ids (B, D)."""
         features = graph[ITEM][feature_name(self.modality)]
-        projected = (features if item is None else features[item]).to(self.weight.dtype) @ self.weight
+        projected = multiply_features(features if item is None else features[item], self.weight)
         projected = scale_projection(graph, self.modality, projected, self.scaling, item)
         if self.bias is None:
             return projected

@@ -40,13 +40,12 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
         user: User ids (B,).
 
     Returns:
-        One row per given user (B, F).
+        One row per given user (B, F), of the features' type.
     """
     (pointer, item), _ = graph[REV_INTERACTS].edge_index.get_csc()
     start, degree = pointer[user], pointer[user + 1] - pointer[user]
     batch_pointer = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
     offset = torch.repeat_interleave(start - batch_pointer[:-1], degree)
     batch_item = item[torch.arange(len(offset), device=item.device) + offset]
-    features = graph[ITEM][feature_name(modality)].float()
-    ones = features.new_ones(len(batch_item))
-    return csr_product(batch_pointer, batch_item, ones, (len(user), len(features)), features)
+    features = graph[ITEM][feature_name(modality)]
+    return csr_product(batch_pointer, batch_item, None, (len(user), len(features)), features)
