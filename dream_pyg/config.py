@@ -7,7 +7,7 @@ import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import (
@@ -28,6 +28,8 @@ from dream_pyg.errors import ConfigError
 from dream_pyg.evaluation import parse_metric
 from dream_pyg.models import find_model
 from dream_pyg.presets import find_preset
+
+FeaturePrecision = Literal["float32", "bfloat16"]
 
 
 class TrainingConfig(BaseModel):
@@ -90,6 +92,9 @@ class RunConfig(BaseModel):
     """Directory of the graph store."""
     num_neighbors: PositiveInt | None = None
     """Neighbours of each node in the relation graphs, at most as many as the store keeps; by default all of them."""
+    feature_precision: FeaturePrecision = "float32"
+    """Type in which features are held and multiplied; bfloat16 halves their memory and, where the processor has units
+    for it, the time of projections and of the similarity-supervised signal."""
     model: dict[str, Any]
     """``name`` and the hyper-parameters of that model's ``Config``, fully resolved."""
     training: TrainingConfig = TrainingConfig()

@@ -34,7 +34,7 @@ from dream_pyg.models.base import (
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.alignment import BehaviorModalAlignment, Precision
 from dream_pyg.nn.gates import FilterGate
-from dream_pyg.nn.item_features import FeatureScaling, scale_projection
+from dream_pyg.nn.item_features import FeatureScaling, feature_rows, scale_projection
 from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity_signal_norm
 from dream_pyg.nn.propagation import Propagation
 from dream_pyg.nn.user_features import mean_over_items, summed_features
@@ -211,8 +211,7 @@ class DREAM(Recommender):
             # A sum of n features has the direction of their mean, and n times the mean to lose.
             count, has = graph[USER][count_name(modality)][user], graph[ITEM][mask_name(modality)][item]
             user_features.append(self._centred(modality, summed_features(graph, modality, user), count))
-            rows = graph[ITEM][feature_name(modality)].index_select(0, item)  # several times as fast as indexing
-            item_features.append(self._centred(modality, rows, has))
+            item_features.append(self._centred(modality, feature_rows(graph, modality, item), has))
         normalize = self.config.normalize_signal
         return signal(modal_item, item_features, weights, node=item_row, normalize=normalize) + signal(
             modal_user, user_features, weights, node=user_row, normalize=normalize

@@ -40,7 +40,7 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
         user: User ids (B,).
 
     Returns:
-        One row per given user (B, F), of the features' type.
+        One row per given user (B, F), of the features' type; half precision becomes float32.
     """
     (pointer, item), _ = graph[REV_INTERACTS].edge_index.get_csc()
     start, degree = pointer[user], pointer[user + 1] - pointer[user]
@@ -48,4 +48,5 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
     offset = torch.repeat_interleave(start - batch_pointer[:-1], degree)
     batch_item = item[torch.arange(len(offset), device=item.device) + offset]
     features = graph[ITEM][feature_name(modality)]
+    features = features.float() if features.dtype == torch.float16 else features
     return csr_product(batch_pointer, batch_item, None, (len(user), len(features)), features)

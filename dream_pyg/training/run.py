@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch_geometric.data import HeteroData
 
-from dream_pyg.config import RunConfig
+from dream_pyg.config import FeaturePrecision, RunConfig
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.relations import cut_neighbors
@@ -155,7 +155,7 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
             f"{stored.fingerprint[:12]}, expected {str(expected)[:12]}. Give the right one with --graph."
         )
     target = resolve_device(device)
-    prepared = prepare_graph(stored.graph, target, config.num_neighbors)
+    prepared = prepare_graph(stored.graph, target, config.num_neighbors, config.feature_precision)
     model = make_model(config, prepared).to(target)
     weights, _ = load_tensors(paths.best)
     try:
@@ -190,19 +190,25 @@ def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
     return model_class(graph, config.hyperparameters)
 
 
-def prepare_graph(graph: HeteroData, device: torch.device, num_neighbors: int | None = None) -> HeteroData:
-    """The graph on a device, with feature matrices in float32; the given graph is left as it is.
+def prepare_graph(
+    graph: HeteroData,
+    device: torch.device,
+    num_neighbors: int | None = None,
+    feature_precision: FeaturePrecision = "float32",
+) -> HeteroData:
+    """The graph on a device, as a model is trained on it; the given graph is left as it is.
 
     Args:
         graph: The graph.
         device: Where to put it.
         num_neighbors: How many neighbours to keep in its relation graphs; see
             :func:`~dream_pyg.graph.relations.cut_neighbors`.
+        feature_precision: Type of the feature matrices.
     """
     prepared = copy.copy(cut_neighbors(graph, num_neighbors)).to(device)
     for modality in feature_modalities(prepared):
         store, name = prepared[ITEM], feature_name(modality)
-        store[name] = store[name].float()
+        store[name] = store[name].to(getattr(torch, feature_precision))
     return prepared
 
 

@@ -113,7 +113,7 @@ def train(
         _check_resumable(config, paths, stored.fingerprint)
     elif paths.root.exists():
         raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
-    graph = prepare_graph(stored.graph, device, config.num_neighbors)
+    graph = prepare_graph(stored.graph, device, config.num_neighbors, config.feature_precision)
     if graph[INTERACTS][label_name("valid")].size(1) == 0:
         raise DataError(
             "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."
