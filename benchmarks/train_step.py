@@ -11,6 +11,7 @@ in one process, so that whatever the machine does meets all of them. Run it on a
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import statistics
 import tempfile
@@ -39,7 +40,6 @@ from dream_pyg.graph.schema import INTERACTS, ITEM, REV_INTERACTS, USER, feature
 from dream_pyg.nn.alignment import info_nce
 from dream_pyg.nn.losses import bpr_loss, l2_loss
 from dream_pyg.nn.user_features import mean_over_items
-from dream_pyg.training.memory import keep_freed_memory
 from dream_pyg.training.run import prepare_graph
 from dream_pyg.training.triplets import TripletSampler
 
@@ -247,12 +247,12 @@ class Rates(NamedTuple):
         size = 4096
         matrix = torch.randn(size, size)
         rounded = matrix.bfloat16()
-        large, small = torch.ones(1 << 26), torch.ones(1 << 20)
+        (large, large_copy), (small, small_copy) = (torch.ones(2, size).unbind() for size in (1 << 26, 1 << 20))
         return cls(
             2 * size**3 / fastest(lambda: matrix @ matrix, 3),
             2 * size**3 / fastest(lambda: rounded @ rounded, 3),
-            8 * large.numel() / fastest(lambda other=torch.zeros_like(large): other.copy_(large), 5),
-            8 * small.numel() / fastest(lambda other=torch.zeros_like(small): other.copy_(small), 50),
+            8 * large.numel() / fastest(lambda: large_copy.copy_(large), 5),
+            8 * small.numel() / fastest(lambda: small_copy.copy_(small), 50),
         )
 
 
@@ -360,7 +360,7 @@ def parts_of(model: DREAM, graph: HeteroData, batch: Batch) -> list[Part]:
     line = Work(cache=model.config.num_layers * (2 * num_pairs * row + table))
     relations = Work(cache=edges * row + len(modalities) * table)
     square, batch_rows = 2 * size * size * width, 9 * size * row
-    buffer = size * size * rounded.itemsize
+    buffer, rounded_name = size * size * rounded.itemsize, str(rounded).removeprefix("torch.")
     signal = 2 * in_batch * num_features * width
     read = item_size * (summed + in_batch) * num_features
     return [
@@ -369,13 +369,14 @@ def parts_of(model: DREAM, graph: HeteroData, batch: Batch) -> list[Part]:
         Part("filter gates", filter_both, [*both, *means, *projected], Work(cache=6 * table), Work(cache=10 * table)),
         Part("behavior line", lambda: torch.cat(model.behavior_line(graph)), both, line, line),
         Part("relation graphs", convolve, filtered, relations, relations),
-        Part("gathers", gather, [*behavior, *modal, *both], Work(cache=2 * batch_rows), Work(cache=3 * table + batch_rows)),
+        Part("gathers", gather, [*behavior, *modal, *both],
+             Work(cache=2 * batch_rows), Work(cache=3 * table + batch_rows)),
         Part("InfoNCE, all four", lambda: info_nce(unit[0], unit[3], 0.2, dtype=rounded), [unit[0], unit[3]],
-             Work(square, cache=4 * buffer), Work(2 * square, cache=2 * buffer), str(rounded).removeprefix("torch."), 4),
+             Work(square, cache=4 * buffer), Work(2 * square, cache=2 * buffer), rounded_name, 4),
         Part("signal", lambda: model._signal(graph, batch, rows[1], rows[5]), [rows[1], rows[5]],
              Work(signal, read), Work(signal, item_size * in_batch * num_features), precision),
-        Part("BPR, L2", lambda: bpr_loss(rows[0], rows[3], rows[4]) + l2_loss(rows[2], *rows[7:]), [rows[0], *rows[2:5], *rows[7:]],
-             Work(cache=batch_rows), Work(cache=2 * batch_rows)),
+        Part("BPR, L2", lambda: bpr_loss(rows[0], rows[3], rows[4]) + l2_loss(rows[2], *rows[7:]),
+             [rows[0], *rows[2:5], *rows[7:]], Work(cache=batch_rows), Work(cache=2 * batch_rows)),
         Part("Adam", adam, [], Work(memory=28 * sum(parameter.numel() for parameter in parameters)), Work()),
     ]  # fmt: skip
 
@@ -391,14 +392,17 @@ def fastest(action: Callable[[], Any], repetitions: int) -> float:
 
 
 def alternate(steps: dict[str, Step], batches: list[Batch]) -> dict[str, list[float]]:
-    """Milliseconds of each contestant's step on each batch, in turns, after two rounds that are not counted."""
+    """Milliseconds of each contestant's steps, in turns of one step that is not counted and one that is.
+
+    In a training, too, a step finds in the caches what its like has left there.
+    """
     milliseconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number, batch in enumerate(batches):
+    for first, second in itertools.pairwise(batches):
         for name, step in steps.items():
+            step(first)
             started = time.perf_counter()
-            step(batch)
-            if number >= 2:
-                milliseconds[name].append(1e3 * (time.perf_counter() - started))
+            step(second)
+            milliseconds[name].append(1e3 * (time.perf_counter() - started))
     return milliseconds
 
 
@@ -417,6 +421,14 @@ def epoch_shares(name: str, model: Recommender, graph: HeteroData, step: float, 
     return {"steps": steps, "sampling": sampling, "validation": validation, "share": (sampling + validation) / whole}
 
 
+def print_table(title: str, rows: dict[str, dict[str, float]], digits: int) -> None:
+    """Print rows of numbers as Markdown."""
+    columns = list(next(iter(rows.values())))
+    print(f"\n| {title} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name, values in rows.items():
+        print(f"| {name} | {' | '.join(f'{values[column]:.{digits}f}' for column in columns)} |")
+
+
 def main() -> None:
     """Parse the command line, compare, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -428,8 +440,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
-    if not arguments.trim:
-        keep_freed_memory()
     raw = load_graph(arguments.graph).graph if arguments.graph else make_graph()
     graph, rounded = (prepare_graph(raw, torch.device("cpu"), None, kind) for kind in ("float32", "bfloat16"))
     # As the trainer has it.
@@ -442,7 +452,7 @@ def main() -> None:
 
     triplets = TripletSampler(graph).epoch(torch.Generator().manual_seed(0))
     batches = [Batch(*parts) for parts in zip(*(part.split(BATCH_SIZE) for part in triplets), strict=True)]
-    batches = batches[: arguments.rounds + 2]
+    batches = batches[: arguments.rounds + 1]
     model = make(DREAM, graph)
     plain = PlainDREAM(graph, model)
     others = {
@@ -454,9 +464,8 @@ def main() -> None:
         name: compare(other, rounded if "features" in name else graph, plain, batches[0])
         for name, other in others.items()
     }
-    for name, difference in differences.items():
-        print(f"largest relative difference, {name}:", *(f"{what} {max(values.values()):.1e}" for what, values in
-              difference._asdict().items()))  # fmt: skip
+    largest = {name: {what: max(v.values()) for what, v in d._asdict().items()} for name, d in differences.items()}
+    print_table("largest relative difference from plain DREAM", largest, 7)
 
     models = {"LightGCN": make(LightGCN, graph), "BPR": make(BPR, graph)}
     steps = {
@@ -470,9 +479,6 @@ def main() -> None:
     }
     milliseconds = alternate(steps, batches)
     medians = {name: statistics.median(values) for name, values in milliseconds.items()}
-    for name, values in milliseconds.items():
-        print(f"{name:<26}" + "".join(f"  {what} {f(values):8.2f}" for what, f in
-              (("min", min), ("median", statistics.median), ("max", max))) + " ms")  # fmt: skip
     ratios = {
         f"{slow} / {fast}": statistics.median(
             a / b for a, b in zip(milliseconds[slow], milliseconds[fast], strict=True)
@@ -487,11 +493,11 @@ def main() -> None:
             ("PyG MF", "BPR"),
         )
     }
-    for name, ratio in ratios.items():
-        print(f"{name:<40} {ratio:6.2f}")
-
+    steps_of = {name: {"min": min(v), "median": medians[name], "max": max(v)} for name, v in milliseconds.items()}
+    print_table("milliseconds a step", steps_of, 1)
+    print_table("times as fast", {name: {"ratio": ratio} for name, ratio in ratios.items()}, 1)
     rates = Rates.measure()
-    print("GFLOP/s, GB/s:", *(f"{name} {rate / 1e9:.0f}" for name, rate in rates._asdict().items()))
+    print_table("GFLOP/s, GB/s", {name: {"rate": rate / 1e9} for name, rate in rates._asdict().items()}, 0)
     breakdowns = {}
     for name, other, other_graph in (
         ("DREAM", model, graph),
@@ -500,14 +506,11 @@ def main() -> None:
         parts = {part.name: part.measure(rates, arguments.rounds) for part in parts_of(other, other_graph, batches[0])}
         rest = medians[name] - sum(part["forward"] + part["backward"] for part in parts.values())
         breakdowns[name] = {**parts, "rest": {"forward": rest, "backward": 0.0, "least": 0.0}}
-        print(name)
-        for part, values in breakdowns[name].items():
-            print(f"  {part:<24}" + "".join(f"  {what} {value:7.2f}" for what, value in values.items()))
+        print_table(f"{name}: milliseconds", breakdowns[name], 1)
     shares = {
         name: epoch_shares(name, other, graph, medians[name], 3) for name, other in {"DREAM": model, **models}.items()
     }
-    for name, values in shares.items():
-        print(f"{name:<12}" + "".join(f"  {what} {value:.3f}" for what, value in values.items()))
+    print_table("seconds of an epoch", shares, 3)
     if arguments.out:
         write_json(
             arguments.out,
@@ -520,7 +523,6 @@ def main() -> None:
                 },
                 "date": time.strftime("%Y-%m-%d"),
                 "rounds": arguments.rounds,
-                "keeps_freed_memory": not arguments.trim,
                 "differences": {name: difference._asdict() for name, difference in differences.items()},
                 "milliseconds": milliseconds,
                 "ratios": ratios,

@@ -219,7 +219,8 @@ class DREAM(Recommender):
 
     def _centred(self, modality: str, rows: Tensor, count: Tensor) -> Tensor:
         """Sums of features (N, F) less the mean of each of the (N,) features in a sum; the rows are overwritten."""
-        return rows.addr_(count.to(rows.dtype), self.get_buffer(f"mean_{modality}").to(rows.dtype), alpha=-1)
+        mean = self.get_buffer(f"mean_{modality}").to(rows.dtype)
+        return rows.addcmul_(count.to(rows.dtype).unsqueeze(1), mean, value=-1)
 
     def _modal_view(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
         """One modality's share of the modal line, its weight included."""

@@ -63,7 +63,8 @@ class _UnitInfoNCE(torch.autograd.Function):
     """InfoNCE over unit rows.
 
     Logits lie between -1/temperature and 1/temperature, so at a temperature that is not tiny no exponential, nor a sum
-    of them over any batch, overflows or vanishes, and no pass for the maximum is needed. Backward needs only the exponentials and their row sums: q and k get the softmax-weighted sums of each other.
+    of them over any batch, overflows or vanishes, and no pass for the maximum is needed. Backward needs only the
+    exponentials and their row sums: q and k get the softmax-weighted sums of each other.
     """
 
     @staticmethod

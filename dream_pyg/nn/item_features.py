@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,58 @@ from dream_pyg.graph.schema import ITEM, feature_name, mask_name, norm_name
 FeatureScaling = Literal["raw", "unit", "rms"]
 """Item features as given, in rows of norm 1, or in rows of norm sqrt(F)."""
 
+_LEAST_ONEDNN_SIZE = 1024
 
-def multiply_features(features: Tensor, weight: Tensor) -> Tensor:
-    """Features (N, F) times a matrix (F, D) in the matrix's type; bfloat16 features are multiplied as they are."""
+
+def multiply_features(features: Tensor, matrix: Tensor) -> Tensor:
+    """Features, which have no gradient, times a matrix, which has.
+
+    Args:
+        features: Features (N, F), or their transpose; bfloat16 ones are multiplied as they are.
+        matrix: The matrix (F, D).
+
+    Returns:
+        The product in the type of the matrix (N, D).
+    """
     if features.dtype == torch.bfloat16:
-        return (features @ weight.to(torch.bfloat16)).to(weight.dtype)
-    return features.to(weight.dtype) @ weight
+        return (features @ matrix.to(torch.bfloat16)).to(matrix.dtype)
+    features = features.to(matrix.dtype)
+    return _OneDnnProduct.apply(features, matrix) if _suits_onednn(features) else features @ matrix
+
+
+class _OneDnnProduct(torch.autograd.Function):
+    """The product by oneDNN, as long as ``@`` leaves float32 to a BLAS without kernels for such shapes."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, matrix: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        return _onednn_product(features, matrix)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (features,) = ctx.saved_tensors
+        return None, _onednn_product(features.T, grad)
+
+
+def _suits_onednn(features: Tensor) -> bool:
+    """Whether the product was measured to be faster so: by 1.2 to 1.6 for wide features, where there is AVX-512."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return (
+        features.device.type == "cpu"
+        and features.dtype == torch.float32
+        and not features.requires_grad
+        and min(features.shape) >= _LEAST_ONEDNN_SIZE
+        and bool(capabilities.get("avx512_f"))
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
+    # This gives x w^T, and wants x in rows: of a transpose, the product is transposed as a whole.
+    linear = torch.ops.mkldnn._linear_pointwise
+    if left.is_contiguous():
+        return linear(left, right.T, None, "none", [], "")
+    return linear(right.T.contiguous(), left, None, "none", [], "").T
 
 
 def feature_rows(graph: HeteroData, modality: str, item: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def similarity_signal(
     for raw, weight in zip(features, weights, strict=True):
         raw = raw.detach()
         # Scaling these rows costs a fraction of what scaling the features would.
-        scaled = of_node / torch.linalg.vector_norm(raw, dim=-1, keepdim=True, dtype=z.dtype).clamp(min=_LEAST_NORM)
+        scaled = of_node / torch.linalg.vector_norm(raw, dim=-1, keepdim=True).to(z.dtype).clamp(min=_LEAST_NORM)
         total = total - 2.0 * weight * multiply_features(raw.T, scaled).square().sum()
     return total / len(z) ** 2
 

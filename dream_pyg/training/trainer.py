@@ -26,7 +26,6 @@ from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import load_graph
 from dream_pyg.models import Batch, Recommender
 from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
-from dream_pyg.training.memory import keep_freed_memory
 from dream_pyg.training.run import (
     Run,
     RunPaths,
@@ -104,7 +103,6 @@ def train(
         Interrupted: On SIGINT or SIGTERM, after the state was saved.
     """
     paths = RunPaths(Path(run))
-    keep_freed_memory()
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     device = resolve_device(config.training.device)
