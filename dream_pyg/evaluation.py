@@ -52,6 +52,9 @@ def evaluate(
     that is recommended to anyone. Train items are never ranked. Validation items compete at test, as in every
     published table, unless ``mask_valid``.
 
+    Users who surely have no hit, see :func:`~dream_pyg.ranking.may_hit`, count without being ranked, unless coverage is
+    asked for: this changes no metric, and takes an eighth of the time.
+
     Args:
         scorer: What a model made of the graph: its embeddings, or its item weights.
         graph: The graph with the labels.
