@@ -7,7 +7,7 @@ import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import (
@@ -29,6 +29,7 @@ from dream_pyg.evaluation import parse_metric
 from dream_pyg.models import find_model
 from dream_pyg.presets import find_preset
 
+FeaturePrecision = Literal["float32", "bfloat16"]
 FanOut = Annotated[int, Field(ge=-1)]
 
 
@@ -112,6 +113,9 @@ class RunConfig(BaseModel):
     """Directory of the graph store."""
     num_neighbors: PositiveInt | None = None
     """Neighbours of each node in the relation graphs, at most as many as the store keeps; by default all of them."""
+    feature_precision: FeaturePrecision = "float32"
+    """Type in which features are held and multiplied; bfloat16 halves their memory and, where the processor has units
+    for it, the time of projections and of the similarity-supervised signal."""
     model: dict[str, Any]
     """``name`` and the hyper-parameters of that model's ``Config``, fully resolved."""
     training: TrainingConfig = TrainingConfig()
@@ -131,6 +135,11 @@ class RunConfig(BaseModel):
     def hyperparameters(self) -> Any:
         """The model's own ``Config`` instance."""
         return _model_config(*_split_name(self.model))
+
+    @property
+    def held_precision(self) -> FeaturePrecision | None:
+        """Type of the features in memory; none where they stay in their file, of which sampled graphs read rows."""
+        return self.feature_precision if self.training.sampling is None else None
 
     @classmethod
     def create(

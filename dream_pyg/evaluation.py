@@ -20,8 +20,8 @@ from torch_geometric.metrics import (
 from dream_pyg.errors import ConfigError, DataError
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
-from dream_pyg.models.base import Scorer
-from dream_pyg.ranking import SeenItems, rank_blocks
+from dream_pyg.models.base import Embeddings, Scorer
+from dream_pyg.ranking import SeenItems, may_hit, rank_blocks
 
 METRICS = {
     "recall": LinkPredRecall,
@@ -32,6 +32,7 @@ METRICS = {
     "mrr": LinkPredMRR,
 }
 COVERAGE = "coverage"
+_USERS_AT_ONCE = 1 << 16
 
 
 def evaluate(
@@ -51,6 +52,9 @@ def evaluate(
     divides by :math:`\min(k, |T_u|)`; hit@k and mrr@k look at the first hit; coverage@k is the share of the catalogue
     that is recommended to anyone. Train items are never ranked. Validation items compete at test, as in every
     published table, unless ``mask_valid``.
+
+    Users who surely have no hit, see :func:`~dream_pyg.ranking.may_hit`, count without being ranked, unless coverage is
+    asked for: this changes no metric, and takes an eighth of the time.
 
     Args:
         scorer: What a model made of the graph: its embeddings, or its item weights.
@@ -92,6 +96,11 @@ def evaluate(
     if num_users is not None and num_users < len(users):
         sample = torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:num_users]
         users = users[sample.sort().values.to(users.device)]
+    if isinstance(scorer, Embeddings) and not coverage:
+        undecided = may_hit(scorer.detach(), users, wanted, max(ks), seen)
+        for block in users[~undecided].split(_USERS_AT_ONCE):
+            ranked.update(torch.full_like(block, num_items).unsqueeze(1), wanted.coordinates(block))
+        users = users[undecided]
     for block in rank_blocks(scorer, users, max(ks), seen):
         # Empty places get an id that no item has, for an id of -1 would match another user's item.
         ranked.update(block.item.masked_fill(block.item < 0, num_items), wanted.coordinates(block.user))

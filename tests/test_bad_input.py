@@ -216,6 +216,7 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--model", "dream", "--num-neighbors", "6"], ("num_neighbors is 6", "keeps 5 neighbours", "at most 5")),
     (["--model", "dream", "--num-neighbors", "0"], ("num_neighbors", "got 0")),
     (["--model", "dream", "--set", "num_neighbors=few"], ("num_neighbors", "'few'")),
+    (["--model", "dream", "--set", "feature_precision=float8"], ("feature_precision", "'bfloat16'", "'float8'")),
     (["--model", "dream", "--set", "training.epochs"], ("SECTION.KEY=VALUE",)),
     (["--model", "dream", "--set", "training.epochs.most=3"], ("training.epochs",)),
     (["--model", "dream", "--set", "model.name.short=x"], ("'name' is a value, not a table",)),

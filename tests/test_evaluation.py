@@ -68,8 +68,13 @@ def test_metrics_are_the_oracle(seed, num_users, num_items, ks, protocol, block_
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ranking, "_BLOCK_SCORES", block_scores)
         metrics = evaluate(scored(scores), graph, split, ks=sorted(ks), mask_valid=mask_valid)
+        options = {"ks": sorted(ks), "mask_valid": mask_valid, "metrics": list(METRICS)}
+        screened = evaluate(scored(scores), graph, split, **options)
     expected = expected_metrics(scores, graph, masked, split, sorted(ks))
     assert list(metrics) == list(expected)
+    # Without coverage, users who surely miss are not ranked; what is summed is the same, in another order.
+    assert screened == pytest.approx({name: metrics[name] for name in screened}, rel=1e-6, abs=1e-7)
+    assert list(screened) == [name for name in metrics if not name.startswith(COVERAGE)]
     # torch_geometric sums in float32: 2^-24 for each of a handful of operations.
     assert metrics == pytest.approx(expected, rel=1e-6, abs=1e-7)
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dream_pyg import ranking
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.models import Embeddings, ItemWeights, base
-from dream_pyg.ranking import SeenItems, rank_blocks, recommend
+from dream_pyg.ranking import SeenItems, may_hit, rank_blocks, recommend
 from tests.oracles import ranking as oracle
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -172,3 +172,32 @@ def test_nobody_to_rank_for():
     ranked = recommend(scored(np.zeros((3, 4))), torch.empty(0, dtype=torch.long), 2)
     assert ranked.item.shape == ranked.score.shape == (0, 2)
     assert ranked.item.dtype == torch.long
+
+
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 7), st.integers(2, 30), st.integers(1, 12), st.integers(1, 8), st.integers(1, 40))
+def test_who_cannot_hit_has_no_wanted_item_in_the_top(seed, num_users, num_items, k, screening_items, block_scores):
+    generator = np.random.default_rng(seed)
+    # Few dimensions of few values: many scores are equal, and some are equal but for rounding.
+    user, item = (torch.from_numpy(generator.integers(-2, 3, (n, 3)) / 3).float() for n in (num_users, num_items))
+    taken = generator.random((num_users, num_items)) < 0.3
+    wants = (generator.random((num_users, num_items)) < 0.2) & ~taken
+    wanted, seen = (
+        kind.from_pairs(torch.from_numpy(np.stack(np.nonzero(pairs))), num_users)
+        for kind, pairs in ((UserItems, wants), (SeenItems, taken))
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ranking, "_SCREENING_ITEMS", screening_items)
+        patched.setattr(ranking, "_BLOCK_SCORES", block_scores)
+        possible = may_hit(Embeddings(user, item), torch.arange(num_users), wanted, k, seen)
+    top = recommend(Embeddings(user, item), torch.arange(num_users), k, seen).item
+    for row in range(num_users):
+        assert possible[row] or not set(top[row].tolist()) & set(np.flatnonzero(wants[row]).tolist())
+
+
+def test_most_users_are_told_apart_without_a_ranking():
+    # Items fall from liked to disliked; the even users want the best item, the odd ones one of the worst.
+    item = torch.linspace(1, -1, 1000).unsqueeze(1)
+    wanted = UserItems(torch.arange(11), torch.tensor([0, 990] * 5))
+    possible = may_hit(Embeddings(torch.ones(10, 1), item), torch.arange(10), wanted, 20)
+    assert possible.tolist() == [True, False] * 5

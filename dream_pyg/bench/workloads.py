@@ -214,7 +214,9 @@ def _generate(
         yield start, noise
 
 
-def power_law_pairs(num_users: int, num_items: int, num_pairs: int, seed: int) -> NDArray[np.int64]:
+def power_law_pairs(
+    num_users: int, num_items: int, num_pairs: int, seed: int, item_exponent: float = _ITEM_EXPONENT
+) -> NDArray[np.int64]:
     """Interactions whose users' activity and items' popularity follow power laws, none of them twice.
 
     Args:
@@ -222,6 +224,7 @@ def power_law_pairs(num_users: int, num_items: int, num_pairs: int, seed: int) -
         num_items: I.
         num_pairs: E.
         seed: Of the generator.
+        item_exponent: Of the power law of popularity.
 
     Returns:
         Users and items (2, E), users ascending.
@@ -229,7 +232,7 @@ def power_law_pairs(num_users: int, num_items: int, num_pairs: int, seed: int) -
     generator = np.random.default_rng((seed, num_pairs))
     activity, popularity = (
         generator.permutation(np.arange(1, count + 1) ** -exponent)
-        for count, exponent in ((num_users, _USER_EXPONENT), (num_items, _ITEM_EXPONENT))
+        for count, exponent in ((num_users, _USER_EXPONENT), (num_items, item_exponent))
     )
     activity, popularity = activity / activity.sum(), popularity / popularity.sum()
     user = np.repeat(np.arange(num_users), min(_FEWEST_ITEMS_OF_A_USER, num_pairs // num_users))

@@ -10,24 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def csr_product(pointer: Tensor, index: Tensor, value: Tensor, size: tuple[int, int], x: Tensor) -> Tensor:
+def csr_product(pointer: Tensor, index: Tensor, value: Tensor | None, size: tuple[int, int], x: Tensor) -> Tensor:
     """Multiply a CSR matrix, given by its parts, with dense rows; no gradient.
 
     Args:
         pointer: Where each row begins and the last ends (N + 1,).
         index: Column of each entry (E,).
-        value: Each entry (E,).
+        value: Each entry (E,); None if all are 1.
         size: (N, M).
         x: Dense rows (M, D).
 
     Returns:
         The product (N, D).
     """
-    if not x.is_cuda and x.dtype == torch.float32 and len(index):
+    if not x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and len(index):
         # A weighted sum over bags of rows is the same product, by a kernel three times as fast on a CPU.
+        value = None if value is None else value.to(x.dtype)
         return F.embedding_bag(
-            index, x.contiguous(), pointer, mode="sum", per_sample_weights=value.to(x.dtype), include_last_offset=True
+            index, x.contiguous(), pointer, mode="sum", per_sample_weights=value, include_last_offset=True
         )
+    value = x.new_ones(len(index)) if value is None else value
     matrix = torch.sparse_csr_tensor(pointer, index, value.to(x.dtype), size, check_invariants=False)
     if x.is_cuda:
         return matrix @ x

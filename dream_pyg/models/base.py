@@ -121,8 +121,7 @@ class ItemWeights(NamedTuple):
         row, item = self.history.coordinates(user)
         if self.weight.layout == torch.strided:
             pointer = torch.searchsorted(row, torch.arange(len(user) + 1, device=row.device))
-            once = self.weight.new_ones(len(item))
-            return csr_product(pointer, item, once, (len(user), self.num_items), self.weight)
+            return csr_product(pointer, item, None, (len(user), self.num_items), self.weight)
         # Few weights of few items each: adding them one by one is far less than a product with dense rows.
         pointer, index, weights = self.weight.crow_indices(), self.weight.col_indices(), self.weight.values()
         scores = weights.new_zeros(len(user), self.num_items) if out is None else out.zero_()

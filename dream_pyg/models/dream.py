@@ -36,7 +36,7 @@ from dream_pyg.models.base import (
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.alignment import BehaviorModalAlignment, Precision
 from dream_pyg.nn.gates import FilterGate
-from dream_pyg.nn.item_features import FeatureScaling, scale_projection
+from dream_pyg.nn.item_features import FeatureScaling, feature_rows, scale_projection
 from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity_signal_norm
 from dream_pyg.nn.propagation import Propagation
 from dream_pyg.nn.user_features import mean_over_items, summed_features
@@ -228,18 +228,23 @@ class DREAM(Recommender):
     def _signal(self, graph: HeteroData, batch: Batch, modal_user: Tensor, modal_item: Tensor) -> Tensor:
         signal = similarity_signal if self.config.squared_signal else similarity_signal_norm
         weights = list(self.modality_weights.values())
-        item_features, user_features = [], []
+        user, user_row = torch.unique(batch.user, return_inverse=True)
+        item, item_row = torch.unique(batch.pos_item, return_inverse=True)
+        user_features, item_features = [], []
         for modality in self.modality_weights:
-            item, mean = graph[ITEM], self.get_buffer(f"mean_{modality}")
-            has = item[mask_name(modality)][batch.pos_item].unsqueeze(1)
-            item_features.append((item[feature_name(modality)][batch.pos_item] - mean) * has)
             # A sum of n features has the direction of their mean, and n times the mean to lose.
-            count = graph[USER][count_name(modality)][batch.user].unsqueeze(1)
-            user_features.append(summed_features(graph, modality, batch.user) - count * mean)
+            count, has = graph[USER][count_name(modality)][user], graph[ITEM][mask_name(modality)][item]
+            user_features.append(self._centred(modality, summed_features(graph, modality, user), count))
+            item_features.append(self._centred(modality, feature_rows(graph, modality, item), has))
         normalize = self.config.normalize_signal
-        return signal(modal_item, item_features, weights, normalize=normalize) + signal(
-            modal_user, user_features, weights, normalize=normalize
+        return signal(modal_item, item_features, weights, node=item_row, normalize=normalize) + signal(
+            modal_user, user_features, weights, node=user_row, normalize=normalize
         )
+
+    def _centred(self, modality: str, rows: Tensor, count: Tensor) -> Tensor:
+        """Sums of features (N, F) less the mean of each of the (N,) features in a sum; the rows are overwritten."""
+        mean = self.get_buffer(f"mean_{modality}").to(rows.dtype)
+        return rows.addcmul_(count.to(rows.dtype).unsqueeze(1), mean, value=-1)
 
     def _modal_view(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
         """One modality's share of the modal line, its weight included."""

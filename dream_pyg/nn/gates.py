@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dream_pyg.nn.item_features import project_rows
+from dream_pyg.nn.item_features import multiply_features
 
 
 class FilterGate(nn.Module):
@@ -31,7 +31,7 @@ class FilterGate(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """Project raw features (N, F) to (N, D), without the bias."""
-        return project_rows(features, self.weight)
+        return multiply_features(features, self.weight)
 
     def forward(self, projected: Tensor, embedding: Tensor) -> Tensor:
         """Gate ID embeddings (N, D) by projected features (N, D)."""

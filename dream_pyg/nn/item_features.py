@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,71 @@ from dream_pyg.graph.schema import ITEM, feature_name, mask_name, norm_name
 FeatureScaling = Literal["raw", "unit", "rms"]
 """Item features as given, in rows of norm 1, or in rows of norm sqrt(F)."""
 
+_LEAST_ONEDNN_SIZE = 1024
 _CONVERTED_ROWS = 1 << 14
 
 
-def project_rows(features: Tensor, weight: Tensor) -> Tensor:
-    """Features (N, F), which may be stored in half precision, times weights (F, D), without a converted copy of all.
+def multiply_features(features: Tensor, matrix: Tensor) -> Tensor:
+    """Features, which have no gradient, times a matrix, which has.
 
-    What was stored with fewer bits is multiplied in bfloat16 where the processor has units for it, else in the
-    weights' type.
+    Args:
+        features: Features (N, F), or their transpose. Those in bfloat16 are multiplied as they are; those in float16
+            in bfloat16 where the processor has units for it, and without a converted copy of all of them.
+        matrix: The matrix (F, D).
+
+    Returns:
+        The product in the type of the matrix (N, D).
     """
-    if features.dtype == weight.dtype:
-        return features @ weight
-    rounded = features.itemsize == 2 and weight.dtype == torch.float32 and has_bfloat16_units(weight.device)
-    dtype = torch.bfloat16 if rounded else weight.dtype
-    factor = weight.to(dtype)
-    return torch.cat([(block.to(dtype) @ factor).to(weight.dtype) for block in features.split(_CONVERTED_ROWS)])
+    if features.dtype == torch.bfloat16:
+        return (features @ matrix.to(torch.bfloat16)).to(matrix.dtype)
+    if features.dtype == torch.float16:
+        rounded = matrix.dtype == torch.float32 and has_bfloat16_units(matrix.device)
+        dtype = torch.bfloat16 if rounded else matrix.dtype
+        factor = matrix.to(dtype)
+        return torch.cat([(block.to(dtype) @ factor).to(matrix.dtype) for block in features.split(_CONVERTED_ROWS)])
+    features = features.to(matrix.dtype)
+    return _OneDnnProduct.apply(features, matrix) if _suits_onednn(features) else features @ matrix
+
+
+class _OneDnnProduct(torch.autograd.Function):
+    """The product by oneDNN, as long as ``@`` leaves float32 to a BLAS without kernels for such shapes."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, matrix: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        return _onednn_product(features, matrix)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (features,) = ctx.saved_tensors
+        return None, _onednn_product(features.T, grad)
+
+
+def _suits_onednn(features: Tensor) -> bool:
+    """Whether the product was measured to be faster so: by 1.2 to 1.6 for wide features, where there is AVX-512."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return (
+        features.device.type == "cpu"
+        and features.dtype == torch.float32
+        and not features.requires_grad
+        and min(features.shape) >= _LEAST_ONEDNN_SIZE
+        and bool(capabilities.get("avx512_f"))
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
+    # This gives x w^T, and wants x in rows: of a transpose, the product is transposed as a whole.
+    linear = torch.ops.mkldnn._linear_pointwise
+    if left.is_contiguous():
+        return linear(left, right.T, None, "none", [], "")
+    return linear(right.T.contiguous(), left, None, "none", [], "").T
+
+
+def feature_rows(graph: HeteroData, modality: str, item: Tensor) -> Tensor:
+    """The raw features of some items (B, F), for the caller to change; half precision becomes float32."""
+    rows = graph[ITEM][feature_name(modality)].index_select(0, item)  # several times as fast as indexing
+    return rows.float() if rows.dtype == torch.float16 else rows
 
 
 def scale_projection(
@@ -80,7 +130,7 @@ class FeatureProjection(nn.Module):
     def forward(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:
         """Project the features of all items (I, D), or of those with the given ids (B, D)."""
         features = graph[ITEM][feature_name(self.modality)]
-        projected = project_rows(features if item is None else features[item], self.weight)
+        projected = multiply_features(features if item is None else features[item], self.weight)
         projected = scale_projection(graph, self.modality, projected, self.scaling, item)
         if self.bias is None:
             return projected

@@ -48,7 +48,7 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
         user: User ids (B,).
 
     Returns:
-        One row per given user (B, F).
+        One row per given user (B, F), of the features' type; half precision becomes float32.
     """
     (pointer, item), _ = describing_edges(graph).get_csc()
     start, degree = pointer[user], pointer[user + 1] - pointer[user]
@@ -56,7 +56,6 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
     offset = torch.repeat_interleave(start - batch_pointer[:-1], degree)
     batch_item = item[torch.arange(len(offset), device=item.device) + offset]
     features = graph[ITEM][feature_name(modality)]
-    if features.itemsize == 2:  # stored in half precision: only the rows in use are converted
+    if features.dtype == torch.float16:  # only the rows in use are converted
         features, batch_item = features.index_select(0, batch_item).float(), torch.arange(len(batch_item))
-    ones = features.new_ones(len(batch_item))
-    return csr_product(batch_pointer, batch_item, ones, (len(user), len(features)), features)
+    return csr_product(batch_pointer, batch_item, None, (len(user), len(features)), features)

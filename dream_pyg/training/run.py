@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch_geometric.data import HeteroData
 
-from dream_pyg.config import RunConfig
+from dream_pyg.config import FeaturePrecision, RunConfig
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.relations import cut_neighbors
@@ -155,8 +155,7 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
             f"{stored.fingerprint[:12]}, expected {str(expected)[:12]}. Give the right one with --graph."
         )
     target = resolve_device(device)
-    convert = config.training.sampling is None
-    prepared = prepare_graph(stored.graph, target, config.num_neighbors, convert=convert)
+    prepared = prepare_graph(stored.graph, target, config.num_neighbors, config.held_precision)
     model = make_model(config, prepared).to(target)
     weights, _ = load_tensors(paths.best)
     try:
@@ -192,21 +191,24 @@ def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
 
 
 def prepare_graph(
-    graph: HeteroData, device: torch.device, num_neighbors: int | None = None, *, convert: bool = True
+    graph: HeteroData,
+    device: torch.device,
+    num_neighbors: int | None = None,
+    feature_precision: FeaturePrecision | None = "float32",
 ) -> HeteroData:
-    """The graph on a device; the given graph is left as it is.
+    """The graph on a device, as a model is trained on it; the given graph is left as it is.
 
     Args:
         graph: The graph.
         device: Where to put it.
         num_neighbors: How many neighbours to keep in its relation graphs; see
             :func:`~dream_pyg.graph.relations.cut_neighbors`.
-        convert: Whether features become float32 in memory; else they stay as they are stored, in their file.
+        feature_precision: Type of the feature matrices in memory; none leaves them as they are stored, in their file.
     """
     prepared = copy.copy(cut_neighbors(graph, num_neighbors)).to(device)
-    for modality in feature_modalities(prepared) if convert else ():
+    for modality in feature_modalities(prepared) if feature_precision else ():
         store, name = prepared[ITEM], feature_name(modality)
-        store[name] = store[name].float()
+        store[name] = store[name].to(getattr(torch, str(feature_precision)))
     return prepared
 
 

@@ -115,7 +115,7 @@ def train(
     elif paths.root.exists():
         raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
     sampling = config.training.sampling
-    graph = prepare_graph(stored.graph, device, config.num_neighbors, convert=sampling is None)
+    graph = prepare_graph(stored.graph, device, config.num_neighbors, config.held_precision)
     if graph[INTERACTS][label_name("valid")].size(1) == 0:
         raise DataError(
             "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."

@@ -117,3 +117,15 @@ def test_signal_is_smallest_where_the_similarities_agree(signal):
 def test_signal_wants_one_weight_a_modality(signal):
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         signal(rows(4, 3), raw_features(2, 4), [1.0])
+
+
+@pytest.mark.parametrize("signal", [similarity_signal, similarity_signal_norm])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_nodes_that_occur_again_may_share_their_features(signal, normalize):
+    node = torch.tensor([2, 0, 2, 3, 2])
+    Z, features = rows(5, 3).requires_grad_(), raw_features(2, 4)
+    shared = signal(Z, features, WEIGHTS[2], node=node, normalize=normalize)
+    repeated = signal(Z, [raw[node] for raw in features], WEIGHTS[2], normalize=normalize)
+    torch.testing.assert_close(shared, repeated, rtol=1e-13, atol=1e-14)
+    one, other = (torch.autograd.grad(value, Z)[0] for value in (shared, repeated))
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)

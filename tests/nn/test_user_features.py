@@ -50,6 +50,19 @@ def test_sums_point_where_the_means_point(modality):
     np.testing.assert_allclose(dream.unit_rows(sums), dream.unit_rows(means), rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "result", "roundoff"), [("float16", "float32", 0.0), ("bfloat16", "bfloat16", 2.0**-8)]
+)
+def test_sums_of_features_in_other_types(dtype, result, roundoff):
+    dataset = random_dataset(MODALITIES)
+    graph = build_graph(dataset, num_neighbors=2)
+    X, _ = item_features(dataset, "image")  # multiples of 1/64 up to 2, which both types hold exactly
+    graph["item"].x_image = graph["item"].x_image.to(getattr(torch, dtype))
+    sums = summed_features(graph, "image", torch.arange(12))
+    assert sums.dtype == getattr(torch, result)
+    np.testing.assert_allclose(sums.float(), train_matrix(dataset) @ X, rtol=roundoff, atol=0)
+
+
 def test_sums_of_no_users():
     graph = build_graph(random_dataset(), num_neighbors=2)
     assert summed_features(graph, "image", torch.empty(0, dtype=torch.long)).shape == (0, WIDTHS["image"])

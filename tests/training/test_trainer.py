@@ -15,7 +15,7 @@ from dream_pyg.data.files import load_tensors, read_json
 from dream_pyg.errors import Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.models import DREAM, Batch
 from dream_pyg.training import trainer
-from dream_pyg.training.run import RunPaths, make_model, prepare_graph
+from dream_pyg.training.run import RunPaths, load_run, make_model, prepare_graph
 from dream_pyg.training.trainer import train
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import PlantedBlocks
@@ -380,3 +380,16 @@ def test_only_epochs_that_are_evaluated_are_told(stored, tmp_path):
     config = configure(stored, evaluate_every=3)
     train(config, tmp_path / "run", on_evaluation=lambda epoch, metrics: bool(told.append(epoch)))
     assert told == [3, 4]
+
+
+def test_features_may_be_held_in_bfloat16_by_the_run_and_whoever_opens_it(stored, finished, tmp_path):
+    config = configure(stored).model_copy(update={"feature_precision": "bfloat16"})
+    result = train(config, tmp_path / "run")
+    for path, dtype in (result.run, torch.bfloat16), (finished, torch.float32):
+        graph = load_run(path).graph
+        assert {graph["item"][name].dtype for name in ("x_image", "x_text")} == {dtype}
+    # Features are rounded to 2^-9 of themselves: the first epoch's losses hardly differ.
+    for name, value in read_metrics(finished)[0]["loss"].items():
+        assert read_metrics(result.run)[0]["loss"][name] == pytest.approx(value, rel=2.0**-6, abs=1e-4)
+    with pytest.raises(ResumeError, match="feature_precision: float32 here, bfloat16 there"):
+        train(configure(stored), result.run, resume=True)

@@ -1,0 +1,72 @@
+"""Products with features, by whatever kernel, against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dream_pyg.graph.build import build_graph
+from dream_pyg.graph.schema import ITEM, feature_name
+from dream_pyg.nn import item_features
+from dream_pyg.nn.item_features import feature_rows, multiply_features
+from tests.graphs import random_dataset
+
+WIDE, NARROW = (1100, 1030), (40, 30)  # the former suits oneDNN where there are kernels for it
+
+
+def rows(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def product_and_gradient(features: Tensor, matrix: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    matrix = matrix.clone().requires_grad_()
+    product = multiply_features(features, matrix)
+    return product.detach(), torch.autograd.grad(product, matrix, upstream)[0]
+
+
+def assert_close(actual: Tensor, left: Tensor, right: Tensor, roundoff: float) -> None:
+    """Within the bound of Higham (2002, Eq. 3.13) for any order of summation, both factors and the result rounded."""
+    left, right = left.double(), right.double()
+    bound = (left.size(1) * 2.0**-24 + 3 * roundoff) * (left.abs() @ right.abs())
+    assert ((actual - left @ right).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("shape", [WIDE, NARROW])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("dtype", "roundoff"), [(torch.float32, 2.0**-24), (torch.bfloat16, 2.0**-8)])
+def test_product_and_gradient_are_those_of_float64(shape, transposed, dtype, roundoff):
+    features = rows(*shape).to(dtype)
+    features = features.T if transposed else features
+    matrix, upstream = rows(features.size(1), 5, seed=1), rows(len(features), 5, seed=2)
+    product, gradient = product_and_gradient(features, matrix, upstream)
+    assert product.dtype == gradient.dtype == torch.float32
+    assert_close(product, features, matrix, roundoff)
+    assert_close(gradient, features.T, upstream, roundoff)
+
+
+def test_the_kernel_for_wide_features_agrees_with_the_usual_one(monkeypatch):
+    features, matrix, upstream = rows(*WIDE), rows(WIDE[1], 5, seed=1), rows(WIDE[0], 5, seed=2)
+    here = product_and_gradient(features, matrix, upstream)
+    monkeypatch.setattr(item_features, "_suits_onednn", lambda features: False)
+    for one, other in zip(here, product_and_gradient(features, matrix, upstream), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_features_that_learn_keep_their_gradient():
+    features, matrix = rows(*WIDE).requires_grad_(), rows(WIDE[1], 5, seed=1)
+    (gradient,) = torch.autograd.grad(multiply_features(features, matrix).sum(), features)
+    torch.testing.assert_close(gradient, matrix.sum(dim=1).expand(*WIDE), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_features_are_the_callers_own():
+    graph = build_graph(random_dataset(), num_neighbors=2)
+    before = graph[ITEM][feature_name("image")].clone()
+    item = torch.tensor([3, 1, 3])
+    taken = feature_rows(graph, "image", item)
+    np.testing.assert_array_equal(taken, before[item])
+    taken.zero_()
+    assert torch.equal(graph[ITEM][feature_name("image")], before)
+    graph[ITEM][feature_name("image")] = before.half()
+    assert feature_rows(graph, "image", item).dtype == torch.float32
