@@ -85,7 +85,6 @@ def test_candidates_hold_the_neighbours_or_say_what_they_may_lack(kind: str, dty
         listed = candidates.index[row][candidates.index[row] >= 0]
         others = np.setdiff1d(np.flatnonzero(np.isfinite(cosine[row])), listed)
         assert cosine[row, others].max(initial=-np.inf) <= candidates.left_out[row] + 1e-6
-        assert (cosine[row, listed] <= candidates.at_most[row][: len(listed)] + 1e-6).all()
     if kind == "normal":  # Here nothing needs a second search.
         certain = refine.rank_candidates(ArrayRows(matrix), candidates, 7)[2]
         assert certain.all()
@@ -131,17 +130,18 @@ def test_lists_keep_the_best_of_whatever_order_it_comes_in(data: st.DataObject):
     offers = []
     for _ in range(data.draw(st.integers(1, 12))):
         size = int(generator.integers(1, 40))
-        row, index = generator.integers(0, (num_rows, 1000), (size, 2)).T
+        row = generator.integers(0, num_rows, size)
+        index = sum(len(earlier) for earlier, _ in offers) + np.arange(size)
         score = generator.random(size, dtype=np.float32)
         offers.append((row, score))
-        lists.add(*(torch.from_numpy(part.copy()) for part in (row, index, score)))
+        lists.add(*(torch.from_numpy(part) for part in (row, index, score)))
         if data.draw(st.booleans()):
             lists.flush()
     row, score = (np.concatenate(parts) for parts in zip(*offers, strict=True))
     found = lists.block(0, num_rows)
     for target in range(num_rows):
         mine = np.sort(score[row == target])[::-1]
-        listed = found.at_most[target][found.index[target] >= 0] - np.float32(error)
+        listed = score[found.index[target][found.index[target] >= 0]]
         needed = mine[mine >= (mine[count - 1] - 2 * error if len(mine) >= count else -np.inf)]
         kept = min(len(needed), room)
         np.testing.assert_allclose(listed[:kept], needed[:kept], atol=1e-6)

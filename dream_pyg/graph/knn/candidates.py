@@ -20,10 +20,9 @@ _FOUND = ("score", "index", "size", "cut", "dropped")
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Rows that may be neighbours of each row, the likeliest first, and how similar they and others can be at most."""
+    """Rows that may be neighbours of each row, and how similar others can be at most."""
 
     index: NDArray[np.int64]  # (N, M), -1 for none
-    at_most: NDArray[np.float32]  # (N, M): no candidate has a greater cosine
     left_out: NDArray[np.float32]  # (N,): no row outside the list has a greater cosine; -inf where nothing is left out
 
     @property
@@ -33,7 +32,7 @@ class Candidates:
 
     def block(self, start: int, stop: int) -> Candidates:
         """Those of rows ``start`` to ``stop``."""
-        return Candidates(self.index[start:stop], self.at_most[start:stop], self.left_out[start:stop])
+        return Candidates(self.index[start:stop], self.left_out[start:stop])
 
 
 class CandidateBlocks(Protocol):
@@ -157,6 +156,5 @@ class CandidateLists:
         kept = score >= cut[:, None]
         width = max(1, int(kept.sum(dim=1).max()))
         index = torch.where(kept, self.index[rows].gather(1, order), -1)[:, :width]
-        at_most = score[:, :width] + error[:, None]
         left_out = torch.maximum(cut, self.dropped[rows]) + error
-        return Candidates(*(part.cpu().numpy() for part in (index.long(), at_most, left_out)))
+        return Candidates(*(part.cpu().numpy() for part in (index.long(), left_out)))

@@ -226,25 +226,30 @@ class RowProduct:
         product = torch.empty(size, dtype=self._dtype, device=self._device)
         # Without a common direction a score is its product, and need not be written again.
         score = torch.empty(size, device=self._device) if self._centred else product
-        for start, other, row in self.strips if strips is None else strips:
-            panel, base = self._load(start, keep=other), self._load(other, keep=start)
-            block = panel[row - start : row - start + self._tile_rows]
-            stop = row - start + len(block) if start == other else len(base)
-            for column in range(0, stop, _TILE_COLUMNS):
-                until = min(column + _TILE_COLUMNS, stop)
-                if start == other and stop - until < len(block):
-                    until = stop  # The square of the rows themselves is not divided.
-                shape = len(block), until - column
-                into, scored = (part[: shape[0] * shape[1]].view(shape) for part in (product, score))
-                _multiply(block, base[column:until], into)
-                second = other + column
-                if score is not product:
-                    along = self._along[row : row + shape[0]], self._along[second : second + shape[1]]
-                    torch.addr(scored.copy_(into), *along, out=scored)
-                yield Tile(row, second, scored, start == other and until == stop)
-                if until == stop:
-                    break
+        for strip in self.strips if strips is None else strips:
+            yield from self._tiles_of(strip, product, score)
         self._loaded.clear()
+
+    def _tiles_of(self, strip: Strip, product: Tensor, score: Tensor) -> Iterator[Tile]:
+        """The tiles of a strip, computed in the given memory; between strips nothing but the cache holds a panel."""
+        start, other, row = strip
+        panel, base = self._load(start, keep=other), self._load(other, keep=start)
+        block = panel[row - start : row - start + self._tile_rows]
+        stop = row - start + len(block) if start == other else len(base)
+        for column in range(0, stop, _TILE_COLUMNS):
+            until = min(column + _TILE_COLUMNS, stop)
+            if start == other and stop - until < len(block):
+                until = stop  # The square of the rows themselves is not divided.
+            shape = len(block), until - column
+            into, scored = (part[: shape[0] * shape[1]].view(shape) for part in (product, score))
+            _multiply(block, base[column:until], into)
+            second = other + column
+            if score is not product:
+                along = self._along[row : row + shape[0]], self._along[second : second + shape[1]]
+                torch.addr(scored.copy_(into), *along, out=scored)
+            yield Tile(row, second, scored, start == other and until == stop)
+            if until == stop:
+                break
 
     def _common_direction(self) -> Tensor:
         """A unit vector near the mean of the unit rows (F,), or zeros where they have none."""

@@ -17,7 +17,7 @@ _UNCERTAINTY = 2e-6
 """Cosines that differ by less in float32 may be in the wrong order: many times the rounding error measured."""
 _TIE_DECIMALS = 12
 """Cosines that agree to this many decimals in float64 are ties."""
-_PANEL_BYTES = 96 << 20
+_PANEL_BYTES = 128 << 20
 _PART_BYTES = 16 << 20
 _RANKED_BYTES = 96 << 20
 _BYTES_PER_CANDIDATE = 72
@@ -92,19 +92,10 @@ def _rank_block(
     measure: _Cosines, candidates: Candidates, first: int, count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
     """What :func:`rank_candidates` gives for the rows from ``first`` that have these candidates."""
-    index: NDArray[Any] = candidates.index
-    at_most: NDArray[Any] = candidates.at_most
-    if index.shape[1] <= count:  # One more than wanted shows whether the last is in doubt.
-        index, at_most = (
-            np.pad(part, ((0, 0), (0, count + 1 - part.shape[1])), constant_values=-1) for part in (index, at_most)
-        )
+    # One more than wanted shows whether the last is in doubt.
+    index = np.pad(candidates.index, ((0, 0), (0, max(0, count + 1 - candidates.width))), constant_values=-1)
     cosine = np.full(index.shape, -np.inf)
-    present = index >= 0
-    likely = present & ((np.arange(index.shape[1]) <= count) | (at_most == np.inf))
-    measure(first, index, likely, cosine)
-    # Now K cosines are known, and most of the others can no longer reach them.
-    last = np.partition(cosine, -count, axis=1)[:, -count] - _UNCERTAINTY
-    measure(first, index, present & ~likely & (at_most >= last[:, None]), cosine)
+    measure(first, index, index >= 0, cosine)
     cosine, index = ranked(cosine, index)
     last = cosine[:, count - 1].copy()
     # Only what can be among the first K stays.
@@ -146,7 +137,7 @@ def search_in_double(
         Ids (Q,), cosines (Q, K) and neighbours (Q, K), as :func:`rank_candidates` gives them.
     """
     num_rows, num_features = rows.shape
-    step = max(256, _PANEL_BYTES // (8 * num_features))
+    step = max(256, _PANEL_BYTES // (16 * num_features))
     at_once = max(1, min(step, _PANEL_BYTES // (32 * step)))
     for first in range(0, len(wanted), at_once):
         chosen = wanted[first : first + at_once]
@@ -181,7 +172,6 @@ class _Cosines:
         self.rows = rows
         self._step = max(1, _PART_BYTES // (4 * rows.shape[1]))
         self._norm = torch.full((rows.shape[0],), torch.nan)
-        self._panel = slice(0, 0), torch.empty(0)
 
     def blocks(self, width: int) -> Iterator[tuple[int, int]]:
         """Where blocks of rows begin and end that memory has room for with ``width`` candidates each."""
@@ -196,9 +186,7 @@ class _Cosines:
         if not len(row):
             return
         mine = slice(start, start + len(index))
-        if self._panel[0] != mine:
-            self._panel = mine, self._load(mine)
-        panel = self._panel[1]
+        panel = self._load(mine)
         column = index[row, slot]
         order = np.argsort(column // self._step, kind="stable")  # Rows go on rising within a part.
         row, slot, column = row[order], slot[order], column[order]
@@ -211,8 +199,8 @@ class _Cosines:
             within = mine.start <= theirs.start and theirs.stop <= mine.stop
             part = panel[other - start : theirs.stop - start] if within else self._load(theirs)
             left, right = row[first:last], column[first:last] - other
-            value = _sampled_product(panel, part, left, right)
-            cosine[left, slot[first:last]] = value / self._norm[mine].numpy()[left] / self._norm[theirs].numpy()[right]
+            value = _sampled_product(panel, part, left, right) / self._norm[mine].numpy()[left]
+            cosine[left, slot[first:last]] = value / self._norm[theirs].numpy()[right]
 
     def _load(self, rows: slice) -> torch.Tensor:
         panel = torch.from_numpy(self.rows.take(rows.start, rows.stop))

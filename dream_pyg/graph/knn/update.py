@@ -173,7 +173,6 @@ class _Joined:
         known = np.where((some & ~searched)[:, None], self.known[start:stop], -1)
         return Candidates(
             np.concatenate([found.index, known], axis=1),
-            np.concatenate([found.at_most, np.full(known.shape, np.inf, dtype=np.float32)], axis=1),
             np.where(some | searched, found.left_out, np.float32(-np.inf)),
         )
 
