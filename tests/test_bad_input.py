@@ -172,6 +172,8 @@ def test_unusable_data(command: Command, shop: Path, tmp_path: Path, damage: Dam
         (["-k", "0"], ("got 0",)),
         (["--engine", "fast"], ("--engine", "'fast'", "nndescent")),
         (["--min-recall", "0"], ("--min-recall",)),
+        (["--device", "cuda:99"], ("'cuda:99'", "CUDA devices")),
+        (["--device", "gpu"], ("'gpu'", "cuda:N")),
         (["--min-recall", "1.01"], ("--min-recall",)),
         (["--without", "imag"], ("'imag'", "'image'")),
         (["--split-seed", "-1"], ("split.seed",)),

@@ -19,9 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph.knn import ENGINES as OWN_ENGINES
 from dream_pyg.graph.knn import Rows, cosine_knn
-from dream_pyg.graph.knn.choice import available_bytes
+from dream_pyg.graph.knn.choice import APPROXIMATE, available_bytes
 from dream_pyg.graph.knn.rows import unit_rows
 
 Setting = Mapping[str, Any]
@@ -273,8 +272,7 @@ ENGINES: dict[str, Engine] = {
         Engine("flat", _own_flat),
         *(
             Engine(name, partial(_own, name=name), kind="approximate", effort=("min_recall", (0.98, 0.985, 0.99)))
-            for name in OWN_ENGINES
-            if name not in ("auto", "exact", "flat")
+            for name in APPROXIMATE
         ),
         Engine("faiss-flat", _faiss_flat, "faiss"),
         Engine("faiss-ivf", _faiss_ivf, "faiss", "approximate", ({"lists_per_root_n": 1}, {"lists_per_root_n": 4}),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from dream_pyg.data.features import FeatureMatrix
+from dream_pyg.data.features import FeatureMatrix, read_npy
 from dream_pyg.data.files import existing_file, sha256_file
 from dream_pyg.errors import ConfigError, DataError
 from dream_pyg.graph.knn import ArrayRows, MeanRows, Rows
@@ -139,17 +139,8 @@ def find_workload(name: str, *, distribution: Distribution = "clustered", seed: 
 
 def _read_workload(name: str) -> Workload:
     path = existing_file(name, "Dataset")
-    where = f"Dataset {path}"
-    try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a damaged header raises whatever its parsers run into
-        raise DataError(
-            f"{where} is not a readable .npy array of numbers ({str(error).splitlines()[0]}). "
-            "Save it again with numpy.save(path, array.astype('float32'))."
-        ) from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
-        got = f"{matrix.dtype} {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive of arrays"
-        raise DataError(f"{where} must be a matrix (rows, features) of real numbers (got {got}). Save such an array.")
+    where = f"Dataset: {path}"
+    matrix = read_npy(path, "Dataset")
     _check_shape(matrix.shape, where, DataError)
     present = sum(_checked(matrix[start : start + _BLOCK_ROWS], start, where) for start in _starts(len(matrix)))
     if present < 2:

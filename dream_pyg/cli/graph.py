@@ -86,6 +86,12 @@ def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Share of the true neighbours that an approximate engine must find.",
 )
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where the engine exact multiplies: cpu, cuda, cuda:1, or auto; the graph is the same.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a store of other inputs or parameters.")
 @format_option
 def build_graph(source: Path, out: Path, data_dir: Path | None, output_format: str, **options: Any) -> None:
@@ -106,6 +112,7 @@ def build_graph(source: Path, out: Path, data_dir: Path | None, output_format: s
         user_graphs=options["user_graphs"],
         engine=options["engine"],
         min_recall=options["min_recall"],
+        device=options["device"],
         overwrite=options["overwrite"],
     )
     print_description(describe(stored, "reused" if reused else "built", time.perf_counter() - started), output_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from dream_pyg.data.files import existing_file
+from dream_pyg.data.files import existing_file, whole_file
 from dream_pyg.data.tables import ITEM_COLUMNS, Table, kind, positions, unique_ids
 from dream_pyg.errors import DataError
 
@@ -77,7 +78,8 @@ class FeatureMatrix:
         """
         rows = self.row_of_item[start:stop]
         if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
-            return np.array(self.matrix[rows[0] : rows[-1] + 1], dtype=np.float32)
+            with whole_file(self.matrix):
+                return np.array(self.matrix[rows[0] : rows[-1] + 1], dtype=np.float32)
         return self._gather(rows)
 
     def take_rows(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -110,7 +112,8 @@ class FeatureMatrix:
     def _gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         result = np.zeros((len(rows), self.num_features), dtype=np.float32)
         present = rows >= 0
-        result[present] = self.matrix[rows[present]]
+        with whole_file(self.matrix):
+            result[present] = self.matrix[rows[present]]
         return result
 
 
@@ -199,8 +202,7 @@ def read_features(path: str | Path, item_ids: pl.Series, modality: str = "modali
         present = _scan(matrix, ids, f"{what}: {path}")
         row_of_item = positions(item_ids, ids)
     else:
-        matrix = _read_npy(path, what) if path.suffix.lower() == ".npy" else _read_tensor(path, what)
-        _check_matrix(matrix, f"{what}: {path}")
+        matrix = read_npy(path, what) if path.suffix.lower() == ".npy" else _read_tensor(path, what)
         _check_rows(len(matrix), len(item_ids), f"{what}: {path}")
         present = _scan(matrix, item_ids, f"{what}: {path}")
         row_of_item = np.arange(len(item_ids))
@@ -264,7 +266,12 @@ def _file_of(path: str | Path, what: str, suffixes: tuple[str, ...]) -> Path:
     return path
 
 
-def _read_npy(path: Path, what: str) -> NDArray[Any]:
+def read_npy(path: Path, what: str) -> NDArray[Any]:
+    """The matrix of real numbers (R, F) that a `.npy` file holds, memory-mapped.
+
+    Raises:
+        DataError: If it holds anything else, naming `what` it was wanted for.
+    """
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header raises whatever its parsers run into
@@ -274,19 +281,20 @@ def _read_npy(path: Path, what: str) -> NDArray[Any]:
         ) from error
     if not isinstance(matrix, np.ndarray):
         raise DataError(f"{what}: {path} is an archive of arrays, not one. Save one array with numpy.save.")
+    _check_matrix(matrix, f"{what}: {path}")
     return matrix
 
 
 def _read_tensor(path: Path, what: str) -> NDArray[Any]:
     tensors = _open_tensors(path, what)
-    if len(tensors) == 1:
-        return next(iter(tensors.values()))
-    if "features" in tensors:
-        return tensors["features"]
-    raise DataError(
-        f"{what}: {path} must hold one tensor or one named 'features', it holds {', '.join(tensors) or 'none'}. "
-        "Rename the one to use."
-    )
+    if len(tensors) != 1 and "features" not in tensors:
+        raise DataError(
+            f"{what}: {path} must hold one tensor or one named 'features', it holds {', '.join(tensors) or 'none'}. "
+            "Rename the one to use."
+        )
+    matrix = tensors["features"] if "features" in tensors else next(iter(tensors.values()))
+    _check_matrix(matrix, f"{what}: {path}")
+    return matrix
 
 
 def _open_tensors(path: Path, what: str) -> dict[str, NDArray[Any]]:
@@ -298,14 +306,18 @@ def _open_tensors(path: Path, what: str) -> dict[str, NDArray[Any]]:
         raise DataError(
             f"{what}: {path} is not a readable safetensors file ({_first_line(error)}). Restore or save it again."
         ) from error
-    return {name: _as_array(tensor) for name, tensor in tensors.items()}
+    with path.open("rb") as stream:  # By NumPy, for what it maps can be asked for the size of its file.
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    return {name: _map(path, tensor, 8 + length + header[name]["data_offsets"][0]) for name, tensor in tensors.items()}
 
 
-def _as_array(tensor: torch.Tensor) -> NDArray[Any]:
+def _map(path: Path, tensor: torch.Tensor, offset: int) -> NDArray[Any]:
     try:
-        return np.asarray(tensor.numpy())
+        like = tensor.numpy()
     except TypeError:  # bfloat16 and the 8-bit floats
         return np.asarray(tensor.float().numpy())
+    return np.memmap(path, like.dtype, "r", offset, like.shape) if like.size else like
 
 
 def _read_keyed_features(path: Path, what: str) -> tuple[pl.Series, NDArray[Any]]:
@@ -372,7 +384,7 @@ def _scan(matrix: NDArray[Any], row_ids: pl.Series, where: str) -> NDArray[np.bo
     count = 0
     block = _rows_per_block(matrix.shape[1])
     for start in range(0, len(matrix), block):
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"), whole_file(matrix):
             rows = np.array(matrix[start : start + block], dtype=np.float32)
         present[start : start + block] = rows.any(axis=1)
         # A finite sum proves that all are finite, without a mask of them.

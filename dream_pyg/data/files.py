@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -16,7 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -140,6 +143,21 @@ def existing_file(path: str | Path, what: str) -> Path:
     return path
 
 
+@contextmanager
+def whole_file(array: NDArray[Any]) -> Iterator[None]:
+    """Read from an array that may be mapped from a file, which must not have become shorter.
+
+    A program is killed when it reads what is mapped beyond the end of a file, and finds zeros on the last page. So the
+    size is compared before, and after; only a file that shrinks in between, while one block is read, still kills.
+
+    Raises:
+        DataError: If the file is shorter than when it was mapped.
+    """
+    _check_whole(array)
+    yield
+    _check_whole(array)
+
+
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The non-empty lines of a UTF-8 text file, without surrounding blanks.
 
@@ -197,6 +215,19 @@ def load_tensors(path: str | Path, *, verify: bool = True) -> tuple[dict[str, Te
     if verify and expected != _digest(tensors, metadata):
         raise StoreError(f"{path} is damaged: its content does not match its checksum. Create it anew or restore it.")
     return tensors, metadata
+
+
+def _check_whole(array: NDArray[Any]) -> None:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap):
+        return
+    expected, size = array.offset + array.nbytes, array.base.size()
+    if size < expected:
+        raise DataError(
+            f"{array.filename} was cut while it was read: expected {expected} bytes, got {size}. "
+            "Restore it, leave it alone until this is done, and start again."
+        )
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

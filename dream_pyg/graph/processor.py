@@ -1,4 +1,4 @@
-"""What the processor is called and what it can do."""
+"""Where to compute, what the processor there is called and what it can do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from dream_pyg.errors import ConfigError
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of a name, ``auto`` being the GPU if there is one.
+
+    Raises:
+        ConfigError: If there is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(f"Unknown device {device!r}; expected auto, cpu, cuda or cuda:N.")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"Device {device!r} is not here: this machine has {torch.cuda.device_count()} CUDA devices.")
+    return resolved
 
 
 def has_bfloat16_units(device: torch.device) -> bool:

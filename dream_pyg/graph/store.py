@@ -18,6 +18,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ from dream_pyg.data.files import (
     sha256_file,
     write_json,
 )
-from dream_pyg.errors import StoreError
+from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.build import Search, build_graph
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
 from dream_pyg.graph.knn import Engine, SearchReport, ranks
 from dream_pyg.graph.partial import PartialBuild
+from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, EdgeType, label_name
 
 FORMAT_VERSION = 2
@@ -85,6 +87,7 @@ def build_store(
     user_graphs: bool = True,
     engine: Engine = "auto",
     min_recall: float = 0.98,
+    device: str = "cpu",
     overwrite: bool = False,
 ) -> tuple[StoredGraph, bool]:
     """Build a dataset's graph into ``path``, or reuse what was built there from the same inputs and parameters.
@@ -100,12 +103,14 @@ def build_store(
         user_graphs: Whether user-user graphs are built.
         engine: How neighbours are searched; see :func:`dream_pyg.graph.knn.cosine_knn`.
         min_recall: The share of the true neighbours that an approximate engine has to find at least.
+        device: Where the engine `exact` multiplies: cpu, cuda, cuda:N, or auto. The graph is the same.
         overwrite: Whether a store of other inputs or parameters may be replaced.
 
     Returns:
         The stored graph and whether it was reused.
 
     Raises:
+        ConfigError: If there is no such device, or several processes would share it.
         StoreError: If ``path`` holds something else and ``overwrite`` is off, or cannot be written.
         DataError: If an input is unusable.
         SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
@@ -119,13 +124,17 @@ def build_store(
         "engine": engine,
         "min_recall": min_recall,
     }
+    where = resolve_device(device)
     with ranks.joined():
+        if where.type != "cpu" and ranks.num_ranks() > 1:
+            raise ConfigError(f"Several processes cannot search on {where} together. Start one, without torchrun.")
         inputs, found = ranks.together(lambda: _look_up(config, path, data_dir, parameters, overwrite=overwrite))
         if found is not None:
             return found, True
-        partial = PartialBuild(path, make_fingerprint(config, inputs, parameters))
-        create_store(config, path, inputs, parameters, data_dir, overwrite=overwrite, searcher=lambda _: partial.search)
-        partial.discard()
+        unfinished = PartialBuild(path, make_fingerprint(config, inputs, parameters))
+        search = partial(unfinished.search, device=where)
+        create_store(config, path, inputs, parameters, data_dir, overwrite=overwrite, searcher=lambda _: search)
+        unfinished.discard()
     return load_graph(path), False
 
 

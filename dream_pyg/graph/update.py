@@ -19,7 +19,7 @@ from dream_pyg.data.files import check_replaceable
 from dream_pyg.data.tables import positions
 from dream_pyg.errors import StoreError
 from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, SearchReport, cosine_knn, ranks
-from dream_pyg.graph.knn.choice import choose_engine
+from dream_pyg.graph.knn.choice import EXACT, choose_engine
 from dream_pyg.graph.knn.update import Known, Updated, update_knn
 from dream_pyg.graph.relations import neighbors_of
 from dream_pyg.graph.schema import (
@@ -43,7 +43,6 @@ from dream_pyg.graph.store import (
 
 logger = logging.getLogger("dream_pyg")
 
-_EXACT = ("exact", "flat")
 _REBUILD = "Build the graph anew with `dream-pyg build-graph`."
 
 
@@ -132,7 +131,7 @@ class _Continuation:
         started = time.perf_counter()
         num_rows = rows.shape[0]
         chosen = choose_engine(engine, *rows.shape, what)
-        if chosen not in _EXACT:
+        if chosen not in EXACT:
             raise StoreError(
                 f"There are {num_rows} {what} now, for which the engine {engine} is {chosen}; an update is exact, so "
                 f"its result would not be that of a build. {_REBUILD}"
@@ -152,7 +151,7 @@ class _Continuation:
 def _check_exact(stored: StoredGraph, parameters: Mapping[str, Any]) -> None:
     found = stored.info["parameters"]
     for what, report in stored.info.get("knn", {}).items():
-        if report["engine"] not in _EXACT:
+        if report["engine"] not in EXACT:
             raise StoreError(
                 f"{stored.path}: the graph {what!r} was found by the approximate engine {report['engine']!r} and may "
                 f"lack neighbours, so an update could not be exact. {_REBUILD}"

@@ -27,6 +27,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.config import FeaturePrecision, RunConfig
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
+from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
@@ -210,25 +211,6 @@ def prepare_graph(
         store, name = prepared[ITEM], feature_name(modality)
         store[name] = store[name].to(getattr(torch, str(feature_precision)))
     return prepared
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device of a name, ``auto`` being the GPU if there is one.
-
-    Raises:
-        ConfigError: If there is no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        resolved = None
-    if resolved is None or resolved.type not in ("cpu", "cuda"):
-        raise ConfigError(f"Unknown device {device!r}; expected auto, cpu, cuda or cuda:N.")
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"Device {device!r} is not here: this machine has {torch.cuda.device_count()} CUDA devices.")
-    return resolved
 
 
 def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dream_pyg.data.files import atomic_directory, read_json, write_json, write_
 from dream_pyg.data.signals import interruptible
 from dream_pyg.errors import DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
+from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import load_graph
@@ -37,7 +38,6 @@ from dream_pyg.training.run import (
     make_model,
     prepare_graph,
     read_run_info,
-    resolve_device,
     save_best,
     update_info,
 )

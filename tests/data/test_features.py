@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from dream_pyg.data.features import FeatureMatrix, Neighbors, read_feature_ids, read_features, read_neighbors
+from dream_pyg.data.files import whole_file
 from dream_pyg.errors import DataError
 
 IDS = pl.Series("item_id", ["a", "b", "c", "d"])
@@ -387,3 +389,31 @@ def test_published_graphs_keep_their_edges(real_data: Callable[[str], Path], mod
     np.testing.assert_array_equal(np.sort(neighbors.index, axis=1), np.sort(published["indices"], axis=1))
     np.testing.assert_array_equal(neighbors.similarity, -np.sort(-published["cosine"], axis=1))
     assert (neighbors.similarity[:, 0] > 0.9999).all()  # the item itself, or a duplicate of it
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("num_bytes", [200, 0])
+def test_a_file_that_is_cut_after_it_was_opened(tmp_path: Path, form: str, num_bytes: int) -> None:
+    rows = np.ones((4, 4096), dtype=np.float32)
+    path = write_features(tmp_path, form, rows)
+    features = read_features(path, IDS)
+    size = path.stat().st_size
+    os.truncate(path, num_bytes)
+    for take in (lambda: features.take(2, 4), lambda: features.take_rows(np.array([3, 0]))):
+        with pytest.raises(DataError, match=rf"{path.name} was cut .* expected {size} bytes, got {num_bytes}\."):
+            take()
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    path = write_features(tmp_path, "npy")
+    matrix = np.load(path, mmap_mode="r")
+    with pytest.raises(DataError, match="was cut"), whole_file(matrix[1:]):
+        os.truncate(path, path.stat().st_size - 1)
+
+
+def test_a_file_that_is_replaced_is_read_as_it_was(tmp_path: Path) -> None:
+    path = write_features(tmp_path, "npy")
+    features = read_features(path, IDS)
+    np.save(tmp_path / "smaller.npy", VALUES[:1])
+    (tmp_path / "smaller.npy").replace(path)
+    np.testing.assert_array_equal(features.to_array(), VALUES)

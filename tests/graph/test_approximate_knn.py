@@ -23,9 +23,9 @@ from dream_pyg.graph.knn import (
     cosine_knn,
     faiss_indices,
 )
+from dream_pyg.graph.knn.choice import APPROXIMATE
 from dream_pyg.graph.knn.clusters import ClusterIndex
 
-APPROXIMATE: tuple[Engine, ...] = ("clusters", "ivf", "hnsw", "nndescent")
 K = 10
 
 

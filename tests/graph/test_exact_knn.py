@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dream_pyg.graph.knn import ArrayRows, cosine_knn, exact, refine
 from dream_pyg.graph.knn.candidates import CandidateLists
@@ -71,14 +77,14 @@ def test_no_score_is_wrong_by_more_than_its_bound(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_candidates_hold_the_neighbours_or_say_what_they_may_lack(kind: str, dtype: torch.dtype):
     matrix = make(kind, 1100, 24, 3)
-    candidates = exact_candidates(ArrayRows(matrix), 7, dtype=dtype, device=CPU)
+    blocks = exact_candidates(ArrayRows(matrix), 7, dtype=dtype, device=CPU)
+    candidates = blocks.block(0, len(matrix))
     cosine = unit(matrix) @ unit(matrix).T
     np.fill_diagonal(cosine, -np.inf)
     for row in range(len(matrix)):
         listed = candidates.index[row][candidates.index[row] >= 0]
         others = np.setdiff1d(np.flatnonzero(np.isfinite(cosine[row])), listed)
         assert cosine[row, others].max(initial=-np.inf) <= candidates.left_out[row] + 1e-6
-        assert (cosine[row, listed] <= candidates.at_most[row][: len(listed)] + 1e-6).all()
     if kind == "normal":  # Here nothing needs a second search.
         certain = refine.rank_candidates(ArrayRows(matrix), candidates, 7)[2]
         assert certain.all()
@@ -124,19 +130,62 @@ def test_lists_keep_the_best_of_whatever_order_it_comes_in(data: st.DataObject):
     offers = []
     for _ in range(data.draw(st.integers(1, 12))):
         size = int(generator.integers(1, 40))
-        row, index = generator.integers(0, (num_rows, 1000), (size, 2)).T
+        row = generator.integers(0, num_rows, size)
+        index = sum(len(earlier) for earlier, _ in offers) + np.arange(size)
         score = generator.random(size, dtype=np.float32)
         offers.append((row, score))
-        lists.add(*(torch.from_numpy(part.copy()) for part in (row, index, score)))
+        lists.add(*(torch.from_numpy(part) for part in (row, index, score)))
         if data.draw(st.booleans()):
             lists.flush()
     row, score = (np.concatenate(parts) for parts in zip(*offers, strict=True))
-    found = lists.finish(num_rows)
+    found = lists.block(0, num_rows)
     for target in range(num_rows):
         mine = np.sort(score[row == target])[::-1]
-        listed = found.at_most[target][found.index[target] >= 0] - np.float32(error)
+        listed = score[found.index[target][found.index[target] >= 0]]
         needed = mine[mine >= (mine[count - 1] - 2 * error if len(mine) >= count else -np.inf)]
         kept = min(len(needed), room)
         np.testing.assert_allclose(listed[:kept], needed[:kept], atol=1e-6)
         if len(needed) > room:
             assert found.left_out[target] >= needed[room]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Sees how large the largest tensor is that an operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.nbytes = max(self.nbytes, tensor.nbytes)
+        return result
+
+
+def test_ranking_takes_no_more_memory_for_more_rows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(refine, "_PANEL_BYTES", 256 * 4 * 8)
+    monkeypatch.setattr(refine, "_PART_BYTES", 64 * 4 * 8)
+
+    def extra_bytes(num_rows: int) -> tuple[int, int]:
+        rows = ArrayRows(make("normal", num_rows, 8, 0))
+        candidates = exact_candidates(rows, 10, dtype=torch.float32, device=CPU)
+        candidates.block(0, 1)  # What was waiting is in the lists now.
+        with LargestTensor() as largest:
+            tracemalloc.start()
+            found = refine.rank_candidates(rows, candidates, 10)
+            peak = tracemalloc.get_traced_memory()[1] - sum(part.nbytes for part in found)
+            tracemalloc.stop()
+        return largest.nbytes, peak
+
+    few, many = extra_bytes(1000), extra_bytes(8000)
+    assert many[0] <= few[0]
+    assert many[1] <= 1.2 * few[1]
+
+
+def test_no_panel_outlives_the_search():
+    lists = exact_candidates(ArrayRows(make("normal", 900, 32, 0)), 4, dtype=torch.bfloat16, device=CPU)
+    assert lists.width
+    kept = [part for part in gc.get_objects() if type(part) is torch.Tensor and part.dtype == torch.bfloat16]
+    assert not any(part.shape[-1:] == (32,) for part in kept)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dream_pyg.data.features import Neighbors
-from dream_pyg.errors import ConfigError
-from dream_pyg.graph.knn import ArrayRows, cosine_knn, exact, flat, refine
+from dream_pyg.data.features import FeatureMatrix, Neighbors
+from dream_pyg.errors import ConfigError, DataError
+from dream_pyg.graph.knn import ArrayRows, MeanRows, cosine_knn, exact, flat, refine
 from tests.oracles import dream as oracle
 
 
@@ -46,6 +50,7 @@ def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "_PANEL_BYTES", 1)  # the fewest rows a panel can have
     monkeypatch.setattr(flat, "_BLOCK_BYTES", 1)
     monkeypatch.setattr(refine, "_PANEL_BYTES", 700 * 4 * 16)
+    monkeypatch.setattr(refine, "_PART_BYTES", 300 * 4 * 16)
     monkeypatch.setattr(refine, "_GATHERED_BYTES", 1)
 
 
@@ -165,3 +170,28 @@ def test_small_integer_features_agree_with_the_oracle(data: st.DataObject):
     found = search(matrix, num_neighbors, include_self=include_self)
     expected = oracle.top_k_neighbours(matrix, np.ones(num_rows, dtype=bool), num_neighbors, include_self)
     assert [set(row[row >= 0]) for row in found.index] == [set(row) for row in expected]
+
+
+@pytest.mark.parametrize("num_taken", [0, 1, 7])
+@pytest.mark.parametrize("users", [False, True])
+def test_a_file_that_is_cut_during_the_search_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: bool, num_taken: int
+):
+    use_small_blocks(monkeypatch)
+    path = tmp_path / "image.npy"
+    np.save(path, signs(1500))
+    features = FeatureMatrix(np.load(path, mmap_mode="r"), np.arange(1500))
+    rows = MeanRows(np.stack([np.arange(1500), np.arange(1500)]), 1500, features) if users else features
+    taken: list[int] = []
+    take = type(rows).take
+
+    def take_and_cut(self: Any, start: int, stop: int) -> NDArray[np.float32]:
+        taken.append(start)
+        if len(taken) > num_taken:
+            os.truncate(path, 5000)
+        return take(self, start, stop)
+
+    monkeypatch.setattr(type(rows), "take", take_and_cut)
+    with pytest.raises(DataError, match=r"image\.npy was cut while it was read: expected 96128 bytes, got 5000"):
+        cosine_knn(rows, 3)
+    assert len(taken) == num_taken + 1

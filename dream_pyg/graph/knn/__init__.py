@@ -16,7 +16,7 @@ from dream_pyg.data.progress import progress
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.knn import ranks
 from dream_pyg.graph.knn.approximate import approximate_candidates
-from dream_pyg.graph.knn.candidates import Candidates
+from dream_pyg.graph.knn.candidates import CandidateBlocks, Candidates
 from dream_pyg.graph.knn.choice import ENGINES, ChosenEngine, Engine, check_memory, choose_engine
 from dream_pyg.graph.knn.exact import Steps, exact_candidates
 from dream_pyg.graph.knn.flat import flat_candidates
@@ -140,7 +140,10 @@ def _candidates(
     dtype: torch.dtype | None,
     what: str,
     steps: Steps | None,
-) -> tuple[Candidates, SearchReport]:
+) -> tuple[CandidateBlocks, SearchReport]:
+    if engine != "exact" and device.type != "cpu":
+        logger.info("kNN of %s: on the processor, for %s does not use %s", what, engine, device)
+        device = torch.device("cpu")
     if dtype is None:
         rounded = has_bfloat16_units(device)
         dtype = torch.bfloat16 if rounded else torch.float32

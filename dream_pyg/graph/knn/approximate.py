@@ -193,7 +193,7 @@ def _unproven(rows: Rows, found: NDArray[np.int64], count: int) -> Candidates:
     for first in range(0, len(short), step):
         part = short[first : first + step]
         left_out[part[rows.take_rows(part).any(axis=1)]] = np.inf
-    return Candidates(found, np.full(found.shape, np.inf, dtype=np.float32), left_out)
+    return Candidates(found, left_out)
 
 
 def _first(holds: Any, size: int) -> int:

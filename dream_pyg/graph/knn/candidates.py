@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,11 +20,30 @@ _FOUND = ("score", "index", "size", "cut", "dropped")
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Rows that may be neighbours of each row, the likeliest first, and how similar they and others can be at most."""
+    """Rows that may be neighbours of each row, and how similar others can be at most."""
 
     index: NDArray[np.int64]  # (N, M), -1 for none
-    at_most: NDArray[np.float32]  # (N, M): no candidate has a greater cosine
     left_out: NDArray[np.float32]  # (N,): no row outside the list has a greater cosine; -inf where nothing is left out
+
+    @property
+    def width(self) -> int:
+        """M."""
+        return self.index.shape[1]
+
+    def block(self, start: int, stop: int) -> Candidates:
+        """Those of rows ``start`` to ``stop``."""
+        return Candidates(self.index[start:stop], self.left_out[start:stop])
+
+
+class CandidateBlocks(Protocol):
+    """Candidates of N rows that are unpacked for a block of them at a time, so that memory does not grow with N."""
+
+    @property
+    def width(self) -> int:
+        """M, how many a row has at most."""
+
+    def block(self, start: int, stop: int) -> Candidates:
+        """Those of rows ``start`` to ``stop``."""
 
 
 class CandidateLists:
@@ -120,15 +140,21 @@ class CandidateLists:
             getattr(self, name).copy_(state[name])
         return True
 
-    def finish(self, num_rows: int) -> Candidates:
-        """The lists of the first ``num_rows`` rows, without what has fallen below the cut since it was added."""
+    @property
+    def width(self) -> int:
+        """How many candidates a row has at most."""
+        return self.score.size(1)
+
+    def block(self, start: int, stop: int) -> Candidates:
+        """What rows ``start`` to ``stop`` have now, without what has fallen below the cut since it was added."""
         self.flush()
-        score, order = self.score.sort(dim=1, descending=True)
-        self.raise_cut(slice(None), score[:, self.count - 1])
-        error = self._error(slice(None), score[:, self.count - 1].clamp_min(-1))
-        kept = score >= self.cut[:, None]
+        rows = slice(start, stop)
+        score, order = self.score[rows].sort(dim=1, descending=True)
+        last = score[:, self.count - 1]
+        self.raise_cut(rows, last)
+        cut, error = self.cut[rows], self._error(rows, last.clamp_min(-1))
+        kept = score >= cut[:, None]
         width = max(1, int(kept.sum(dim=1).max()))
-        index = torch.where(kept, self.index.gather(1, order), -1)[:, :width]
-        at_most = score[:, :width] + error[:, None]
-        left_out = torch.maximum(self.cut, self.dropped) + error
-        return Candidates(*(part[:num_rows].cpu().numpy() for part in (index.long(), at_most, left_out)))
+        index = torch.where(kept, self.index[rows].gather(1, order), -1)[:, :width]
+        left_out = torch.maximum(cut, self.dropped[rows]) + error
+        return Candidates(*(part.cpu().numpy() for part in (index.long(), left_out)))

@@ -15,15 +15,18 @@ from dream_pyg.graph.knn.faiss_indices import faiss_bytes
 
 ChosenEngine = Literal["exact", "flat"] | ApproximateEngine
 Engine = Literal["auto"] | ChosenEngine
-ENGINES: tuple[Engine, ...] = ("auto", "exact", "flat", "clusters", "ivf", "hnsw", "nndescent")
+EXACT: tuple[ChosenEngine, ...] = ("exact", "flat")
+"""Those that leave no neighbour out."""
+APPROXIMATE: tuple[ChosenEngine, ...] = ("clusters", "ivf", "hnsw", "nndescent")
+ENGINES: tuple[Engine, ...] = ("auto", *EXACT, *APPROXIMATE)
 
 logger = logging.getLogger("dream_pyg")
 _OPERATIONS_PER_SECOND = 1.5e11
 """What ``exact`` does on two server cores that multiply bfloat16; fixed, for the machine must not change the choice."""
 _PATIENCE_SECONDS = 300
 _WORKSPACE_BYTES = 600 << 20
-_RANKING_BYTES = 72
-"""What a candidate costs while it is ranked."""
+_RESULT_BYTES = 24
+"""What a neighbour that was found costs, with a copy."""
 
 
 def choose_engine(engine: Engine, num_rows: int, num_features: int, what: str) -> ChosenEngine:
@@ -72,15 +75,15 @@ def needed_bytes(engine: ChosenEngine, num_rows: int, num_features: int, count: 
     width, index = max_candidates(count), 0
     lists = 12 * width
     if engine == "exact":
-        width, lists = 2 * count, 12 * (4 * count + 24)
+        lists = 12 * (4 * count + 24)
     elif engine == "flat":
-        width, lists = count + 2, 48 * (count + 2)
+        lists = 48 * (count + 2)
     elif engine == "clusters":
         index = cluster_bytes(num_rows, num_features, width)
     else:
         index = faiss_bytes(engine, num_rows, num_features)
     # The index is gone by the time of the ranking.
-    return _WORKSPACE_BYTES + num_rows * lists + max(index, num_rows * _RANKING_BYTES * width)
+    return _WORKSPACE_BYTES + num_rows * lists + max(index, num_rows * _RESULT_BYTES * count)
 
 
 def available_bytes() -> int | None:

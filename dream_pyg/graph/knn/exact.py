@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 from dream_pyg.graph.knn import ranks
-from dream_pyg.graph.knn.candidates import CandidateLists, Candidates
+from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists
 from dream_pyg.graph.knn.rows import Rows
 
-_PANEL_BYTES = 96 << 20
+_PANEL_BYTES = 64 << 20
 _TILE_ROWS = 512
 _TILE_COLUMNS = 8192
 _FEW_FEATURES = 1024
 """With fewer, tiles are twice as high, since the products of a tile with itself, half of them twice, cost little."""
 GROUP = 16
 """Scores are looked at in groups, by their maximum; rows are padded to whole groups."""
-_PREPARED_BYTES = 8 << 20
+_PREPARED_BYTES = 4 << 20
 _SAMPLED_ROWS = 256
 BFLOAT16_ROUNDING = 2.0**-8
 FLOAT32_ROUNDING = 2.0**-24
@@ -85,7 +85,7 @@ Steps = Callable[[Sequence[Strip], CandidateLists], Iterable[Strip]]
 
 def exact_candidates(
     rows: Rows, count: int, *, dtype: torch.dtype, device: torch.device, steps: Steps | None = None
-) -> Candidates:
+) -> CandidateBlocks:
     """Candidates that hold the ``count`` most similar rows of each, or say in ``left_out`` what they may lack.
 
     Args:
@@ -98,7 +98,7 @@ def exact_candidates(
     return select_candidates(RowProduct(rows, dtype, device), count, steps)
 
 
-def select_candidates(product: Product, count: int, steps: Steps | None = None) -> Candidates:
+def select_candidates(product: Product, count: int, steps: Steps | None = None) -> CandidateBlocks:
     """Collect from all scores those that may belong to the ``count`` highest cosines of a row.
 
     Both rows of a pair profit from its one score. Nothing is sorted: a score is compared with its row's cut, which
@@ -115,7 +115,7 @@ def select_candidates(product: Product, count: int, steps: Steps | None = None) 
 
     ranks.together(search)
     ranks.merge(lists)
-    return lists.finish(product.num_rows)
+    return lists
 
 
 def _select_from_tile(lists: CandidateLists, product: Product, tile: Tile) -> None:
@@ -186,10 +186,10 @@ class RowProduct:
         self._starts = range(0, padded, max(self._tile_rows, panel))
         self._loaded: dict[int, Tensor] = {}
         self._direction = self._common_direction()
+        self._centred = bool(self._direction.any())
         self._along, length, rounding = torch.zeros(3, padded, device=device)
-        self._length, self._rounding = length, rounding
         for start in reversed(self._starts):
-            self._load(start, keep=start)
+            self._load(start, keep=start, measured=(length, rounding))
         self.absent = (self._along == 0) & (length == 0)
         whole = length + rounding
         self._error = (
@@ -225,25 +225,31 @@ class RowProduct:
         size = self._tile_rows * (_TILE_COLUMNS + self._tile_rows)
         product = torch.empty(size, dtype=self._dtype, device=self._device)
         # Without a common direction a score is its product, and need not be written again.
-        score = torch.empty(size, device=self._device) if self._direction.any() else product
-        for start, other, row in self.strips if strips is None else strips:
-            panel, base = self._load(start, keep=other), self._load(other, keep=start)
-            block = panel[row - start : row - start + self._tile_rows]
-            stop = row - start + len(block) if start == other else len(base)
-            for column in range(0, stop, _TILE_COLUMNS):
-                until = min(column + _TILE_COLUMNS, stop)
-                if start == other and stop - until < len(block):
-                    until = stop  # The square of the rows themselves is not divided.
-                shape = len(block), until - column
-                into, scored = (part[: shape[0] * shape[1]].view(shape) for part in (product, score))
-                _multiply(block, base[column:until], into)
-                second = other + column
-                if score is not product:
-                    along = self._along[row : row + shape[0]], self._along[second : second + shape[1]]
-                    torch.addr(scored.copy_(into), *along, out=scored)
-                yield Tile(row, second, scored, start == other and until == stop)
-                if until == stop:
-                    break
+        score = torch.empty(size, device=self._device) if self._centred else product
+        for strip in self.strips if strips is None else strips:
+            yield from self._tiles_of(strip, product, score)
+        self._loaded.clear()
+
+    def _tiles_of(self, strip: Strip, product: Tensor, score: Tensor) -> Iterator[Tile]:
+        """The tiles of a strip, computed in the given memory; between strips nothing but the cache holds a panel."""
+        start, other, row = strip
+        panel, base = self._load(start, keep=other), self._load(other, keep=start)
+        block = panel[row - start : row - start + self._tile_rows]
+        stop = row - start + len(block) if start == other else len(base)
+        for column in range(0, stop, _TILE_COLUMNS):
+            until = min(column + _TILE_COLUMNS, stop)
+            if start == other and stop - until < len(block):
+                until = stop  # The square of the rows themselves is not divided.
+            shape = len(block), until - column
+            into, scored = (part[: shape[0] * shape[1]].view(shape) for part in (product, score))
+            _multiply(block, base[column:until], into)
+            second = other + column
+            if score is not product:
+                along = self._along[row : row + shape[0]], self._along[second : second + shape[1]]
+                torch.addr(scored.copy_(into), *along, out=scored)
+            yield Tile(row, second, scored, start == other and until == stop)
+            if until == stop:
+                break
 
     def _common_direction(self) -> Tensor:
         """A unit vector near the mean of the unit rows (F,), or zeros where they have none."""
@@ -253,8 +259,11 @@ class RowProduct:
         # The mean of rows without a common direction is not zero but short.
         return mean / norm if norm > 2 / len(sample) ** 0.5 else torch.zeros_like(mean)
 
-    def _load(self, start: int, keep: int) -> Tensor:
-        """The panel that begins at ``start``, rounded (R, F), in memory with at most one other."""
+    def _load(self, start: int, keep: int, measured: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The panel that begins at ``start``, rounded (R, F), in memory with at most one other.
+
+        The first time, ``measured`` takes the norm of each row and that of what rounding leaves of it (P,).
+        """
         for other in set(self._loaded) - {start, keep}:
             del self._loaded[other]
         if start not in self._loaded:
@@ -264,13 +273,17 @@ class RowProduct:
             for first in range(start, min(stop, self.num_rows), step):
                 last = min(first + step, stop, self.num_rows)
                 part = _unit(torch.from_numpy(self._rows.take(first, last)).to(self._device))
-                along = part @ self._direction
-                part.addr_(along, self._direction, alpha=-1)
+                if self._centred:
+                    along = self._along[first:last]
+                    if measured:
+                        torch.mv(part, self._direction, out=along)
+                    part.addr_(along, self._direction, alpha=-1)
                 rounded = panel[first - start : last - start].copy_(part)
-                self._along[first:last] = along
-                self._length[first:last] = part.norm(dim=1)
-                if self._dtype != torch.float32:
-                    self._rounding[first:last] = part.sub_(rounded).norm(dim=1)
+                if measured:
+                    length, rounding = measured
+                    length[first:last] = part.norm(dim=1)
+                    if self._dtype != torch.float32:
+                        rounding[first:last] = part.sub_(rounded).norm(dim=1)
             self._loaded[start] = panel
         return self._loaded[start]
 

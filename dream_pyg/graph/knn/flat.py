@@ -41,8 +41,6 @@ def flat_candidates(rows: Rows, count: int, *, what: str = "rows") -> Candidates
             best[target] = np.take_along_axis(joined, order, axis=1)
             index[target] = np.take_along_axis(joined_index, order, axis=1)
     left_out = best[:, -1] + _ROUNDING  # -inf where the list has room left, for then it holds all there are
-    at_most = best + _ROUNDING
     own = index == np.arange(num_rows)[:, None]
     order = np.argsort(own, axis=1, kind="stable")  # Self goes last.
-    index = np.take_along_axis(np.where(own, -1, index), order, axis=1)
-    return Candidates(index, np.take_along_axis(at_most, order, axis=1), left_out)
+    return Candidates(np.take_along_axis(np.where(own, -1, index), order, axis=1), left_out)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from dream_pyg.data.features import FeatureMatrix
+from dream_pyg.data.files import whole_file
 from dream_pyg.graph.csr import csr_product
 
 _BLOCK_ELEMENTS = 1 << 26
@@ -46,7 +47,8 @@ class MeanRows:
         weight = np.repeat(1 / np.maximum(count, 1), count).astype(np.float32)
         if self.features.dtype == np.float32:
             # In place, without a copy of the rows.
-            return _weighted_sums(self.features.matrix, self.features.row_of_item[item], pointer, weight)
+            with whole_file(self.features.matrix):
+                return _weighted_sums(self.features.matrix, self.features.row_of_item[item], pointer, weight)
         unique, position = np.unique(item, return_inverse=True)
         total = np.zeros((len(index), self.shape[1]), dtype=np.float32)
         # Rows arrive in chunks, so memory stays bounded however many there are.

@@ -10,37 +10,38 @@ import torch
 from numpy.typing import NDArray
 
 from dream_pyg.data.features import Neighbors
-from dream_pyg.graph.knn.candidates import Candidates
+from dream_pyg.graph.knn.candidates import CandidateBlocks, Candidates
 from dream_pyg.graph.knn.rows import Rows, unit_rows
 
 _UNCERTAINTY = 2e-6
 """Cosines that differ by less in float32 may be in the wrong order: many times the rounding error measured."""
 _TIE_DECIMALS = 12
 """Cosines that agree to this many decimals in float64 are ties."""
-_PANEL_BYTES = 96 << 20
+_PANEL_BYTES = 128 << 20
+_PART_BYTES = 16 << 20
+_RANKED_BYTES = 96 << 20
+_BYTES_PER_CANDIDATE = 72
+"""What a candidate takes while it is ranked."""
 _GATHERED_BYTES = 32 << 20
 
 
-def nearest_of(
-    rows: Rows, candidates: Candidates, count: int, wanted: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def nearest_of(rows: Rows, candidates: CandidateBlocks, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The most similar rows of each, from its candidates or, where these may lack one, from all rows.
 
     Args:
         rows: The rows (N, F).
-        candidates: Lists of candidates (N, M).
+        candidates: Of all rows.
         count: K.
-        wanted: Whose are wanted (N,); by default all.
 
     Returns:
         Cosines (N, K) and ids (N, K) as :func:`rank_candidates` gives them.
     """
     similarity, index, certain = rank_candidates(rows, candidates, count)
-    uncertain = ~certain if wanted is None else ~certain & wanted
+    uncertain = ~certain
     if uncertain.any():
         for chosen, _, found in search_in_double(rows, np.flatnonzero(uncertain), count):
             index[chosen] = found
-        similarity = np.where(uncertain[:, None], similarities(rows, index, uncertain), similarity)
+        similarity[uncertain] = similarities(rows, index, uncertain)[uncertain]
     return similarity, index
 
 
@@ -62,13 +63,13 @@ def as_neighbors(
 
 
 def rank_candidates(
-    rows: Rows, candidates: Candidates, count: int
+    rows: Rows, candidates: CandidateBlocks, count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
     """The most similar candidates of each row by exact cosine; of ties those with lower ids.
 
     Args:
         rows: The rows (N, F).
-        candidates: Lists of candidates (N, M).
+        candidates: Of all rows.
         count: K.
 
     Returns:
@@ -76,20 +77,25 @@ def rank_candidates(
         asked; ids (N, K), -1 there; and whether a row's neighbours are certain (N,), for no row outside its list can be
         as similar as the last.
     """
-    index: NDArray[Any] = candidates.index
-    at_most: NDArray[Any] = candidates.at_most
-    if index.shape[1] <= count:  # One more than wanted shows whether the last is in doubt.
-        index, at_most = (
-            np.pad(part, ((0, 0), (0, count + 1 - part.shape[1])), constant_values=-1) for part in (index, at_most)
-        )
-    cosine = np.full(index.shape, -np.inf)
-    likely = np.zeros(index.shape, dtype=bool)
-    likely[:, : count + 1] = index[:, : count + 1] >= 0
+    num_rows = rows.shape[0]
+    similarity = np.empty((num_rows, count), dtype=np.float32)
+    index = np.empty((num_rows, count), dtype=np.int64)
+    certain = np.empty(num_rows, dtype=bool)
     measure = _Cosines(rows)
-    measure(index, likely, cosine)
-    # Now K cosines are known, and most of the others can no longer reach them.
-    last = np.partition(cosine, -count, axis=1)[:, -count] - _UNCERTAINTY
-    measure(index, (index >= 0) & ~likely & (at_most >= last[:, None]), cosine)
+    for start, stop in measure.blocks(candidates.width):
+        here = slice(start, stop)
+        similarity[here], index[here], certain[here] = _rank_block(measure, candidates.block(start, stop), start, count)
+    return similarity, index, certain
+
+
+def _rank_block(
+    measure: _Cosines, candidates: Candidates, first: int, count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """What :func:`rank_candidates` gives for the rows from ``first`` that have these candidates."""
+    # One more than wanted shows whether the last is in doubt.
+    index = np.pad(candidates.index, ((0, 0), (0, max(0, count + 1 - candidates.width))), constant_values=-1)
+    cosine = np.full(index.shape, -np.inf)
+    measure(first, index, index >= 0, cosine)
     cosine, index = ranked(cosine, index)
     last = cosine[:, count - 1].copy()
     # Only what can be among the first K stays.
@@ -100,7 +106,7 @@ def rank_candidates(
     with np.errstate(invalid="ignore"):  # two missing candidates
         close = -np.diff(cosine, axis=1) < _UNCERTAINTY
     doubtful = np.pad(close, ((0, 0), (0, 1))) | np.pad(close, ((0, 0), (1, 0)))
-    similarity, index = _rank_in_double(rows, cosine, index, doubtful & (index >= 0))
+    similarity, index = _rank_in_double(measure.rows, first, cosine, index, doubtful & (index >= 0))
     full = np.isfinite(last)
     certain = np.where(full, last - _UNCERTAINTY > candidates.left_out, candidates.left_out == -np.inf)
     return similarity[:, :count], index[:, :count], certain
@@ -114,9 +120,12 @@ def similarities(rows: Rows, index: NDArray[np.int64], wanted: NDArray[np.bool_]
         index: Neighbours (N, K), -1 for none.
         wanted: Whose are wanted (N,); those of others are -inf.
     """
-    cosine = np.full(index.shape, -np.inf)
-    _Cosines(rows)(index, wanted[:, None] & (index >= 0), cosine)
-    return cosine.astype(np.float32)
+    cosine = np.full(index.shape, -np.inf, dtype=np.float32)
+    measure = _Cosines(rows)
+    for start, stop in measure.blocks(index.shape[1]):
+        here = slice(start, stop)
+        measure(start, index[here], wanted[here, None] & (index[here] >= 0), cosine[here])
+    return cosine
 
 
 def search_in_double(
@@ -128,7 +137,7 @@ def search_in_double(
         Ids (Q,), cosines (Q, K) and neighbours (Q, K), as :func:`rank_candidates` gives them.
     """
     num_rows, num_features = rows.shape
-    step = max(256, _PANEL_BYTES // (8 * num_features))
+    step = max(256, _PANEL_BYTES // (16 * num_features))
     at_once = max(1, min(step, _PANEL_BYTES // (32 * step)))
     for first in range(0, len(wanted), at_once):
         chosen = wanted[first : first + at_once]
@@ -157,35 +166,47 @@ def ranked(cosine: NDArray[Any], index: NDArray[np.int64]) -> tuple[NDArray[Any]
 
 
 class _Cosines:
-    """Cosines of some pairs of rows in float32, from one panel of rows against another at a time."""
+    """Cosines of some pairs of rows in float32, from a panel of rows against small parts of all rows."""
 
     def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self._step = max(1, _PANEL_BYTES // (4 * rows.shape[1]))
-        self._panels: dict[int, tuple[torch.Tensor, NDArray[np.float32]]] = {}
+        self.rows = rows
+        self._step = max(1, _PART_BYTES // (4 * rows.shape[1]))
+        self._norm = torch.full((rows.shape[0],), torch.nan)
 
-    def __call__(self, index: NDArray[np.int64], wanted: NDArray[np.bool_], cosine: NDArray[np.float64]) -> None:
-        """Fill in the cosines (N, M) of each row with those of the rows ``index`` (N, M) that are wanted."""
-        starts = range(0, len(index), self._step)
-        for start in starts:
-            row, slot = np.nonzero(wanted[start : start + self._step])
-            column = index[start + row, slot]
-            for other in starts:
-                here = slice(None) if len(starts) == 1 else (column >= other) & (column < other + self._step)
-                left, right, target = row[here], column[here] - other, slot[here]
-                if len(left):
-                    mine, my_norm = self._panel(start, other)
-                    theirs, their_norm = self._panel(other, start)
-                    value = _sampled_product(mine, theirs, left, right)
-                    cosine[start + left, target] = value / my_norm[left] / their_norm[right]
+    def blocks(self, width: int) -> Iterator[tuple[int, int]]:
+        """Where blocks of rows begin and end that memory has room for with ``width`` candidates each."""
+        num_rows, num_features = self.rows.shape
+        step = max(1, min(_PANEL_BYTES // (4 * num_features), _RANKED_BYTES // (_BYTES_PER_CANDIDATE * max(1, width))))
+        for start in range(0, num_rows, step):
+            yield start, min(start + step, num_rows)
 
-    def _panel(self, start: int, keep: int) -> tuple[torch.Tensor, NDArray[np.float32]]:
-        for other in set(self._panels) - {start, keep}:
-            del self._panels[other]
-        if start not in self._panels:
-            panel = torch.from_numpy(self._rows.take(start, start + self._step))
-            self._panels[start] = panel, panel.norm(dim=1).numpy()
-        return self._panels[start]
+    def __call__(self, start: int, index: NDArray[Any], wanted: NDArray[np.bool_], cosine: NDArray[Any]) -> None:
+        """Fill in the cosines (R, M) of the rows from ``start`` with those of the rows ``index`` that are wanted."""
+        row, slot = np.nonzero(wanted)
+        if not len(row):
+            return
+        mine = slice(start, start + len(index))
+        panel = self._load(mine)
+        column = index[row, slot]
+        order = np.argsort(column // self._step, kind="stable")  # Rows go on rising within a part.
+        row, slot, column = row[order], slot[order], column[order]
+        starts = range(0, self.rows.shape[0], self._step)
+        bounds = np.searchsorted(column // self._step, np.arange(len(starts) + 1))
+        for other, first, last in zip(starts, bounds, bounds[1:], strict=False):
+            if first == last:
+                continue
+            theirs = slice(other, min(other + self._step, self.rows.shape[0]))
+            within = mine.start <= theirs.start and theirs.stop <= mine.stop
+            part = panel[other - start : theirs.stop - start] if within else self._load(theirs)
+            left, right = row[first:last], column[first:last] - other
+            value = _sampled_product(panel, part, left, right) / self._norm[mine].numpy()[left]
+            cosine[left, slot[first:last]] = value / self._norm[theirs].numpy()[right]
+
+    def _load(self, rows: slice) -> torch.Tensor:
+        panel = torch.from_numpy(self.rows.take(rows.start, rows.stop))
+        if self._norm[rows].isnan().any():
+            self._norm[rows] = panel.norm(dim=1)
+        return panel
 
 
 def _sampled_product(
@@ -204,15 +225,15 @@ def _sampled_product(
 
 
 def _rank_in_double(
-    rows: Rows, cosine: NDArray[np.float64], index: NDArray[np.int64], doubtful: NDArray[np.bool_]
+    rows: Rows, start: int, cosine: NDArray[np.float64], index: NDArray[np.int64], doubtful: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Order each row by its cosines (N, M), some of which are computed again in float64 for that."""
+    """Order the rows from ``start`` by their cosines (R, M), some of which are computed again in float64 for that."""
     similarity = cosine.astype(np.float32)
     row, slot = np.nonzero(doubtful)
     step = max(1, _GATHERED_BYTES // (8 * rows.shape[1]))
     for first in range(0, len(row), step):
         at = row[first : first + step], slot[first : first + step]
-        left, right = (unit_rows(rows.take_rows(ids)) for ids in (at[0], index[at]))
+        left, right = (unit_rows(rows.take_rows(ids)) for ids in (start + at[0], index[at]))
         cosine[at] = np.round(np.einsum("pf,pf->p", left, right), _TIE_DECIMALS)
     changed = np.unique(row)
     order = np.lexsort((index[changed], -cosine[changed]), axis=1)

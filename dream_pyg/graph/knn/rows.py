@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dream_pyg.data.files import whole_file
+
 
 class Rows(Protocol):
     """A matrix (N, F) that gives its rows as float32, wherever they lie."""
@@ -35,12 +37,16 @@ class ArrayRows:
         return self.array.shape[0], self.array.shape[1]
 
     def take(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows ``start`` to ``stop``: a view where the array is float32 already."""
-        return np.ascontiguousarray(self.array[start:stop], dtype=np.float32)
+        """Rows ``start`` to ``stop``: a view where the array is float32 in memory."""
+        with whole_file(self.array):
+            # What is mapped is copied while its file is known to be whole.
+            copied = True if isinstance(self.array, np.memmap) else None
+            return np.array(self.array[start:stop], dtype=np.float32, order="C", copy=copied)
 
     def take_rows(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Some rows (P, F)."""
-        return self.array[index].astype(np.float32, copy=False)
+        with whole_file(self.array):
+            return self.array[index].astype(np.float32, copy=False)
 
 
 def unit_rows(rows: NDArray[np.float32], dtype: Any = np.float64) -> NDArray[Any]:

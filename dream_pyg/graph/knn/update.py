@@ -6,6 +6,7 @@ row keeps its list, into which those of the changed rows come that are similar e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from dream_pyg.data.features import Neighbors
 from dream_pyg.data.progress import progress
 from dream_pyg.graph.knn import check_num_neighbors, cosine_knn, ranks
-from dream_pyg.graph.knn.candidates import CandidateLists, Candidates
+from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists, Candidates
 from dream_pyg.graph.knn.refine import as_neighbors, nearest_of
 from dream_pyg.graph.knn.rows import Rows, unit_rows
 
@@ -105,7 +106,7 @@ def _search(
     known: NDArray[np.float32],
     count: int,
     what: str,
-) -> Candidates:
+) -> CandidateLists:
     """Candidates among all rows for those that are searched, and among the changed rows for the others.
 
     Args:
@@ -142,7 +143,7 @@ def _search(
             new = torch.from_numpy(changed)[ids][:, None] & of_others[columns]
             row, column = _above(score.masked_fill(~new, -torch.inf), lists.cut[columns])
             lists.add(column + start, ids[row], score[row, column])
-    return lists.finish(num_rows)
+    return lists
 
 
 def _error(row: Tensor | slice, score: Tensor) -> Tensor:
@@ -154,23 +155,36 @@ def _above(score: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
     return row, column
 
 
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """What was found, for rows that were not searched but found something together with the neighbours they had."""
+
+    found: CandidateBlocks
+    searched: NDArray[np.bool_]  # (N,)
+    known: NDArray[np.int64]  # (N, K)
+
+    @property
+    def width(self) -> int:
+        return self.found.width + self.known.shape[1]
+
+    def block(self, start: int, stop: int) -> Candidates:
+        found, searched = self.found.block(start, stop), self.searched[start:stop]
+        some = (found.index >= 0).any(axis=1)
+        known = np.where((some & ~searched)[:, None], self.known[start:stop], -1)
+        return Candidates(
+            np.concatenate([found.index, known], axis=1),
+            np.where(some | searched, found.left_out, np.float32(-np.inf)),
+        )
+
+
 def _join(
     rows: Rows,
-    found: Candidates,
+    found: CandidateBlocks,
     searched: NDArray[np.bool_],
     similarity: NDArray[np.float32],
     index: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Rank what was found, for rows that were not searched together with what they had (N, K)."""
-    ranked_anew = searched | (found.index >= 0).any(axis=1)
-    ours = np.where((ranked_anew & ~searched)[:, None], index, -1)
-    candidates = Candidates(
-        np.concatenate([np.where(ranked_anew[:, None], found.index, -1), ours], axis=1),
-        np.concatenate([found.at_most, np.full(ours.shape, np.inf, dtype=np.float32)], axis=1),
-        found.left_out,
-    )
-    now_similarity, now_index = nearest_of(rows, candidates, index.shape[1], ranked_anew)
-    return (
-        np.where(ranked_anew[:, None], now_similarity, similarity),
-        np.where(ranked_anew[:, None], now_index, index),
-    )
+    """Rank what was found; rows that were not searched and found nothing keep what they had (N, K)."""
+    now_similarity, now_index = nearest_of(rows, _Joined(found, searched, index), index.shape[1])
+    ranked_anew = (searched | (now_index[:, 0] >= 0))[:, None]
+    return np.where(ranked_anew, now_similarity, similarity), np.where(ranked_anew, now_index, index)
