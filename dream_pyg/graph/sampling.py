@@ -233,6 +233,7 @@ def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tup
     for node, ids in neighborhood.nodes.items():
         sampled[node].n_id = torch.from_numpy(ids)
         sampled[node].num_nodes = len(ids)
+        sampled[node].num_seeds = neighborhood.num_seeds[node]
         sampled[node].num_inner = neighborhood.num_inner[node]
     for edge_type, drawn in neighborhood.edges.items():
         index = torch.from_numpy(np.stack([drawn.source, drawn.target]))
@@ -259,9 +260,18 @@ def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tup
     return sampled
 
 
-def num_inner(nodes: NodeStorage) -> int:
-    """How many nodes of a graph, from the first on, may send messages over relation graphs: in a whole one all."""
-    return int(nodes.get("num_inner", nodes.num_nodes))
+def all_nodes(nodes: NodeStorage) -> None:
+    """All nodes of a graph."""
+
+
+def inner_nodes(nodes: NodeStorage) -> int | None:
+    """How many nodes of a sampled graph, from the first on, may send messages over relation graphs."""
+    return nodes.get("num_inner")
+
+
+def batch_nodes(nodes: NodeStorage) -> int | None:
+    """How many nodes of a sampled graph, from the first on, are those of its batch."""
+    return nodes.get("num_seeds")
 
 
 def interaction_hops(store: EdgeStorage, num_hops: int) -> list[tuple[EdgeIndex, Tensor]]:

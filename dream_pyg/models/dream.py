@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph.sampling import ReceptiveField, num_inner
+from dream_pyg.graph.sampling import ReceptiveField, batch_nodes, inner_nodes
 from dream_pyg.graph.schema import (
     ITEM,
     USER,
@@ -158,7 +158,11 @@ class DREAM(Recommender):
 
     def dual_representations(self, graph: HeteroData) -> DualRepresentations:
         """The behavior line (Eq. 3) and the modal line (Eq. 7)."""
-        return self._lines(graph, self.initial_embeddings(graph))
+        initial = self.initial_embeddings(graph)
+        behavior = propagate_interactions(self.propagation, graph, *initial, self.config.num_layers)
+        propagated = self.config.gate_input == "propagated"
+        source = behavior if propagated else self.initial_embeddings(graph, inner_nodes)
+        return DualRepresentations(behavior, self.modal_line(graph, source))
 
     def receptive_field(self) -> ReceptiveField:
         """The behavior line's hops, and a hop over each relation graph from nodes with features.
@@ -180,11 +184,6 @@ class DREAM(Recommender):
             user_features=True,
         )
 
-    def _lines(self, graph: HeteroData, initial: Embeddings) -> DualRepresentations:
-        behavior = propagate_interactions(self.propagation, graph, *initial, self.config.num_layers)
-        source = behavior if self.config.gate_input == "propagated" else initial
-        return DualRepresentations(behavior, self.modal_line(graph, source))
-
     def modal_line(self, graph: HeteroData, source: Embeddings) -> Embeddings:
         """Filter gates, one hop over each relation graph, and the weighted sum over modalities (Eq. 4-7).
 
@@ -198,20 +197,18 @@ class DREAM(Recommender):
 
     def filter(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
         """The modality's filter gate on users and items (Eq. 4); in a sampled graph, on the inner ones."""
-        user, item = (rows[: num_inner(graph[node])] for node, rows in ((USER, source.user), (ITEM, source.item)))
         if not self.config.use_gate:
-            return Embeddings(user, item)
+            return source
         gate = cast(FilterGate, self.gates[modality])
-        projected = gate.project(graph[ITEM][feature_name(modality)])
-        projected = scale_projection(graph, modality, projected, self.config.feature_scaling)
-        projected_user = mean_over_items(self.propagation, graph, modality, projected)
-        return Embeddings(gate(projected_user, user), gate(projected[: len(item)], item))
+        item = gate.project(graph[ITEM][feature_name(modality)])
+        item = scale_projection(graph, modality, item, self.config.feature_scaling)
+        user = mean_over_items(self.propagation, graph, modality, item)
+        return Embeddings(gate(user, source.user), gate(item[: len(source.item)], source.item))
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 15 and the L2 term, weighted."""
         config = self.config
-        initial = self.initial_embeddings(graph)
-        behavior, modal = self._lines(graph, initial)
+        behavior, modal = self.dual_representations(graph)
         behavior_user, modal_user = behavior.user[batch.user], modal.user[batch.user]
         behavior_item, behavior_neg = batch.split_items(behavior.item)
         modal_item, modal_neg = batch.split_items(modal.item)
@@ -221,6 +218,7 @@ class DREAM(Recommender):
         if config.signal_weight:
             terms["signal"] = config.signal_weight * self._signal(graph, batch, modal_user, modal_item)
         if config.l2_weight:
+            initial = self.initial_embeddings(graph, batch_nodes)
             initial_rows = initial.user[batch.user], *batch.split_items(initial.item)
             terms["l2"] = config.l2_weight * l2_loss(*initial_rows)
         return terms
