@@ -17,6 +17,7 @@ from torch_geometric.metrics import (
     LinkPredRecall,
 )
 
+from dream_pyg import ranks
 from dream_pyg.errors import ConfigError, DataError
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
@@ -49,7 +50,7 @@ def evaluate(
     :math:`1/\log_2(rank+1)` and an ideal truncated at :math:`\min(k, |T_u|)`; precision@k divides hits by k; map@k
     divides by :math:`\min(k, |T_u|)`; hit@k and mrr@k look at the first hit; coverage@k is the share of the catalogue
     that is recommended to anyone. Train items are never ranked. Validation items compete at test, as in every
-    published table, unless ``mask_valid``.
+    published table, unless ``mask_valid``. Several processes rank a share of the users each, and all get the result.
 
     Args:
         scorer: What a model made of the graph: its embeddings, or its item weights.
@@ -84,7 +85,7 @@ def evaluate(
         | {f"recall@{max(ks)}": LinkPredRecall(max(ks))}
     ).to(device)
     coverage = {k: LinkPredCoverage(k, num_items).to(device) for k in ks if COVERAGE in metrics}
-    users = torch.unique(targets[0])
+    users = torch.unique(targets[0])[ranks.rank() :: ranks.num_ranks()]
     for block in rank_blocks(scorer, users, max(ks), seen):
         # Empty places get an id that no item has, for an id of -1 would match another user's item.
         ranked.update(block.item.masked_fill(block.item < 0, num_items), wanted.coordinates(block.user))

@@ -10,6 +10,7 @@ from typing import IO, Any
 import click
 import torch
 
+from dream_pyg import ranks
 from dream_pyg.cli.bench import bench
 from dream_pyg.cli.demo import demo
 from dream_pyg.cli.figure import figure
@@ -21,7 +22,6 @@ from dream_pyg.cli.train import evaluate, train
 from dream_pyg.cli.tune import tune
 from dream_pyg.cli.update import update_graph
 from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
-from dream_pyg.graph.knn import ranks
 
 
 class _Failure(click.ClickException):
