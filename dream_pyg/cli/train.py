@@ -28,7 +28,10 @@ Example:
 
 @click.command(epilog=_TRAIN_EPILOG)
 @click.argument("graph", required=False, type=click.Path(path_type=Path))
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of the run to write.")
+@click.option(
+    "--run", "--out", "run", required=True, type=click.Path(path_type=Path),
+    help="Directory of the run to write. Under torchrun say --out: it takes --run for an option of its own.",
+)  # fmt: skip
 @click.option("--model", help="Model to train; see `dream-pyg models`.")
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="A TOML file with graph, [model] and [training]."

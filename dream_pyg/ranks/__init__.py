@@ -15,12 +15,14 @@ from dream_pyg.ranks.processes import (
     first_says,
     joined,
     losses_named,
+    num_launched,
     num_local_ranks,
     num_ranks,
     rank,
     reduce_highest,
     share,
     speaks,
+    tells_failure,
     together,
 )
 from dream_pyg.ranks.shards import RowShard, own_state, whole_state
@@ -38,6 +40,7 @@ __all__ = [
     "joined",
     "losses_named",
     "mean_count",
+    "num_launched",
     "num_local_ranks",
     "num_ranks",
     "own_state",
@@ -47,6 +50,7 @@ __all__ = [
     "span",
     "speaks",
     "sum_over_ranks",
+    "tells_failure",
     "together",
     "whole_state",
 ]

@@ -18,11 +18,27 @@ T = TypeVar("T")
 
 # A process that ended is noticed at once; one that is busy is waited for.
 _PATIENCE = timedelta(days=7)
+_store: dist.Store | None = None
 
 
 def speaks() -> bool:
     """Whether this process shows progress, results and errors: the first that torchrun started, for all of them."""
     return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
+
+
+def tells_failure() -> bool:
+    """Whether this process says why all of them end: whichever failed first, which knows the cause."""
+    if _store is None:
+        return speaks()
+    try:
+        return _store.add("failures told", 1) == 1
+    except RuntimeError:  # the machine that keeps the store is gone as well
+        return speaks()
+
+
+def num_launched() -> int:
+    """How many processes torchrun started, whether they are joined yet or not."""
+    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 
 
 def rank() -> int:
@@ -43,13 +59,16 @@ def num_local_ranks() -> int:
 @contextmanager
 def joined() -> Iterator[None]:
     """Work together with the other processes, if torchrun started some; each takes a GPU of its own, if there are."""
+    global _store
     if not dist.is_torchelastic_launched() or dist.is_initialized():
         yield
         return
     with_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     if with_gpus and (local := int(os.environ["LOCAL_RANK"])) < torch.cuda.device_count():
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if with_gpus else "gloo", timeout=_PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if with_gpus else "gloo"
+    _store, own, number = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=_store, rank=own, world_size=number, timeout=_PATIENCE)
     try:
         yield
     finally:
@@ -75,9 +94,11 @@ def together(work: Callable[[], T]) -> T:
     except Exception as raised:
         error = raised
     kind = type(error) if isinstance(error, DreamPygError) else ProcessError
-    failures = everyone_says(None if error is None else (kind, str(error) or type(error).__name__))
-    if error is not None:
-        raise error
+    try:
+        failures = everyone_says(None if error is None else (kind, str(error) or type(error).__name__))
+    finally:
+        if error is not None:
+            raise error
     for failure in failures:
         if failure is not None:
             raise failure[0](failure[1])
