@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from dream_pyg.ranks.processes import first_gets, losses_named, num_ranks, rank
@@ -27,10 +27,11 @@ class RowShard(nn.Parameter):
     """
 
     num_rows: int
+    _mesh: DeviceMesh
 
     def __new__(cls, rows: Tensor, num_rows: int) -> Self:  # noqa: D102 - the class's docstring is its own
         shard = super().__new__(cls, rows)
-        shard.num_rows = num_rows
+        shard.num_rows, shard._mesh = num_rows, init_device_mesh(rows.device.type, (num_ranks(),))
         return shard
 
     @staticmethod
@@ -42,9 +43,8 @@ class RowShard(nn.Parameter):
 
     def whole(self) -> Tensor:
         """All rows (N, D) in every process; backward sums over ranks."""
-        mesh = init_device_mesh(self.device.type, (num_ranks(),))
         shape = torch.Size((self.num_rows, self.size(1)))
-        table = DTensor.from_local(self, mesh, [Shard(0)], run_check=False, shape=shape, stride=(self.size(1), 1))
+        table = DTensor.from_local(self, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=(self.size(1), 1))
         with losses_named():
             return table.full_tensor(grad_placements=[Partial()])
 

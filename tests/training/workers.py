@@ -90,43 +90,52 @@ def train_in_double(config: RunConfig, run: Path, *, resume: bool = False) -> No
         torch.save(steps, run / "steps.pt")
 
 
+def tables_and_refusals(graph: str, other: str, out: str) -> None:
+    """Both, one after the other."""
+    with ranks.joined():
+        tables()
+        refusals(graph, other, out)
+
+
 def tables() -> None:
     """Shards are the table: as drawn, as a whole, by rows that differ from process to process, and in gradients."""
-    with ranks.joined():
-        rank, number = ranks.rank(), ranks.num_ranks()
-        for num_rows in (7, 8, 1):  # uneven, even, and none for the second
-            torch.manual_seed(0)
-            table = xavier_embedding(num_rows, 3).detach()
-            after = torch.get_rng_state()
-            torch.manual_seed(0)
-            with sharded_tables(torch.device("cpu")):
-                shard = xavier_embedding(num_rows, 3)
-            assert torch.equal(torch.get_rng_state(), after)
-            assert isinstance(shard, ranks.RowShard)
-            assert len(shard) < num_rows or (num_rows == 1 and rank == 0)
-            nodes = interaction_graph(torch.ones(num_rows, 2).numpy())[USER]
-            assert torch.equal(embedding_rows(shard, nodes), table)
-            asked = [torch.tensor([0, num_rows - 1, 0, num_rows // 2]), torch.empty(0, dtype=torch.int64)]
-            nodes.n_id = asked[rank]
-            rows = embedding_rows(shard, nodes)
-            assert torch.equal(rows, table[asked[rank]])
-            rows.mul(torch.arange(1.0, 1 + rows.numel()).view_as(rows)).sum().backward()
-            assert shard.grad is not None
-            assert shard.grad.is_sparse
-            expected = torch.zeros_like(table).index_add_(0, asked[0], torch.arange(1.0, 13.0).view(4, 3))
-            own = ranks.RowShard.range(num_rows)
-            assert torch.equal(shard.grad.to_dense(), expected[own.start : own.stop])
-            ranks.average_gradients([shard])
-            assert torch.equal(shard.grad.to_dense(), expected[own.start : own.stop] / number)
-            # Each process counts the whole once more than the one before it.
-            shard.grad = None
-            (shard.whole() * (rank + 1)).sum().backward()
-            assert torch.equal(shard.grad, torch.full_like(shard, number * (number + 1) / 2))
-            weights = ranks.whole_state([shard], [{"rows": shard.detach(), "step": torch.tensor(1.0)}])
-            if rank == 0:
-                assert torch.equal(weights[0]["rows"], table)
-            assert torch.equal(ranks.own_state([shard], [{"rows": table}])[0]["rows"], shard)
-        _gradients_of_rows(rank)
+    rank, number = ranks.rank(), ranks.num_ranks()
+    for num_rows in (7, 8, 1):  # uneven, even, and none for the second
+        torch.manual_seed(0)
+        table = xavier_embedding(num_rows, 3).detach()
+        after = torch.get_rng_state()
+        torch.manual_seed(0)
+        with sharded_tables(torch.device("cpu")):
+            shard = xavier_embedding(num_rows, 3)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert isinstance(shard, ranks.RowShard)
+        assert len(shard) < num_rows or (num_rows == 1 and rank == 0)
+        nodes = interaction_graph(torch.ones(num_rows, 2).numpy())[USER]
+        assert torch.equal(embedding_rows(shard, nodes), table)
+        last = num_rows - 1
+        asked = [torch.tensor([0, last, 0, num_rows // 2]), torch.tensor([last])[: num_rows % 2]]
+        nodes.n_id = asked[rank]
+        rows = embedding_rows(shard, nodes)
+        assert torch.equal(rows, table[asked[rank]])
+        rows.mul(torch.arange(1.0, 1 + rows.numel()).view_as(rows)).sum().backward()
+        assert shard.grad is not None
+        assert shard.grad.is_sparse
+        expected = torch.zeros_like(table)
+        for ids in asked:
+            expected.index_add_(0, ids, torch.arange(1.0, 1 + 3 * len(ids)).view(-1, 3))
+        own = ranks.RowShard.range(num_rows)
+        assert torch.equal(shard.grad.to_dense(), expected[own.start : own.stop])
+        ranks.average_gradients([shard])
+        assert torch.equal(shard.grad.to_dense(), expected[own.start : own.stop] / number)
+        # Each process counts the whole once more than the one before it.
+        shard.grad = None
+        (shard.whole() * (rank + 1)).sum().backward()
+        assert torch.equal(shard.grad, torch.full_like(shard, number * (number + 1) / 2))
+        weights = ranks.whole_state([shard], [{"rows": shard.detach(), "step": torch.tensor(1.0)}])
+        if rank == 0:
+            assert torch.equal(weights[0]["rows"], table)
+        assert torch.equal(ranks.own_state([shard], [{"rows": table}])[0]["rows"], shard)
+    _gradients_of_rows(rank)
 
 
 def _gradients_of_rows(rank: int) -> None:
@@ -140,38 +149,33 @@ def _gradients_of_rows(rank: int) -> None:
         assert torch.equal(grad, torch.tensor([0.5, 0.0, 0.0, 1.5, 0.5]).unsqueeze(1).expand(5, 2))
 
 
-def refusals(graph: str, out: str) -> None:
+def refusals(graph: str, other: str, out: str) -> None:
     """What processes that cannot train together are told, the same in each; one line each."""
     case, run, told = Case("lightgcn"), Path(out) / "run", []
-    with ranks.joined():
-        for config, resume, expected in (
-            (configure(graph, Case("lightgcn", {"num_layers": 1 + ranks.rank()})), False, ConfigError),
-            (configure(graph, case), ranks.rank() == 1, ConfigError),
-            (configure(graph, Case("lightgcn", {}, {"batch_size": 1})), False, ConfigError),
-            (configure(graph, Case("buir", {}, SHARDED)), False, ConfigError),
-            (configure(graph if ranks.rank() else f"{graph}-elsewhere", case), False, StoreError),
-        ):
-            with pytest.raises(expected) as refusal:
-                trainer.train(config, run, resume=resume)
-            told.append(str(refusal.value))
-        assert ranks.everyone_says(told) == [told] * ranks.num_ranks()
-        assert not run.exists()
-        if not ranks.rank():
-            (Path(out) / "told").write_text("\n".join(told))
-
-
-def other_graph(first: str, second: str, run: str) -> None:
-    """Train on another graph in each process."""
-    command_line(["train", second if os.environ["RANK"] == "1" else first, "--model", "bpr", "--out", run])
+    for config, resume, expected in (
+        (configure(graph, Case("lightgcn", {"num_layers": 1 + ranks.rank()})), False, ConfigError),
+        (configure(graph, case), ranks.rank() == 1, ConfigError),
+        (configure(graph, Case("lightgcn", {}, {"batch_size": 1})), False, ConfigError),
+        (configure(graph, Case("buir", {}, SHARDED)), False, ConfigError),
+        (configure(graph if ranks.rank() else f"{graph}-elsewhere", case), False, StoreError),
+        (configure(other if ranks.rank() else graph, case), False, ConfigError),
+    ):
+        with pytest.raises(expected) as refusal:
+            trainer.train(config, run, resume=resume)
+        told.append(str(refusal.value))
+    assert ranks.everyone_says(told) == [told] * ranks.num_ranks()
+    assert not run.exists()
+    if not ranks.rank():
+        (Path(out) / "told").write_text("\n".join(told))
 
 
 def die(step: str, *arguments: str) -> None:
-    """A command line in which the second process is killed at a step."""
+    """A command line in which the first process is killed at a step."""
     calls: list[None] = []
 
     def train_step(self: Any, batch: Batch, monitor: Any, train_step: Any = trainer._Session._train_step) -> None:
         calls.append(None)
-        if len(calls) == int(step) and ranks.rank() == 1:
+        if len(calls) == int(step) and ranks.rank() == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         train_step(self, batch, monitor)
 
