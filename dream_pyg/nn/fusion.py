@@ -62,7 +62,7 @@ def view_contrast(view: Tensor, fused: Tensor, temperature: float) -> Tensor:
     view, fused = unit_or_zero(view), unit_or_zero(fused)
     (views, first), (fused, _) = ranks.gather_rows(view), ranks.gather_rows(fused)
     positive = torch.arange(first, first + len(view), device=view.device)
-    own = F.one_hot(positive, len(views)).bool()
+    own = torch.arange(len(views), device=view.device) == positive.unsqueeze(1)
     within = (view @ views.T).masked_fill(own, -torch.inf)
     logits = torch.cat([view @ fused.T, within], dim=1) / temperature
     total = F.cross_entropy(logits, positive, reduction="sum")

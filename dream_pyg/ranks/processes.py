@@ -71,6 +71,7 @@ def joined() -> Iterator[None]:
     dist.init_process_group(backend, store=_store, rank=own, world_size=number, timeout=_PATIENCE)
     try:
         yield
+        _store = None  # which only a failure needs
     finally:
         dist.destroy_process_group()
 
