@@ -54,7 +54,7 @@ class TrainingConfig(BaseModel):
     epochs: PositiveInt = 1000
     """The most passes over the train interactions."""
     batch_size: PositiveInt = 2048
-    """Triplets per step."""
+    """Triplets per step, of all processes together."""
     learning_rate: PositiveFloat = 1e-3
     """Step size of Adam."""
     learning_rate_decay: PositiveFloat = 1.0
@@ -82,7 +82,9 @@ class TrainingConfig(BaseModel):
     """Whether each step sees a sampled neighbourhood of its batch, as large catalogues need, and how large a one; by
     default it sees the whole graph."""
     num_threads: PositiveInt | None = None
-    """CPU threads; by default as PyTorch chooses."""
+    """CPU threads of each process; by default as PyTorch chooses."""
+    shard_tables: bool = False
+    """Whether each of several processes keeps its part of the rows of embedding tables, with their optimizer state."""
 
     @field_validator("metric")
     @classmethod
@@ -203,12 +205,17 @@ class RunConfig(BaseModel):
 
     def differences(self, other: RunConfig | Mapping[str, Any]) -> list[str]:
         """One line for each key in which two configurations, or what :meth:`to_dict` makes of them, differ."""
-        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict() if isinstance(other, RunConfig) else other)
-        return [
-            f"{key}: {mine.get(key, 'not set')} here, {theirs.get(key, 'not set')} there"
-            for key in sorted(mine.keys() | theirs.keys())
-            if mine.get(key) != theirs.get(key)
-        ]
+        return differences(self.to_dict(), other.to_dict() if isinstance(other, RunConfig) else other)
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """One line for each key in which two nested tables of plain values differ."""
+    mine, theirs = _flatten(here), _flatten(there)
+    return [
+        f"{key}: {mine.get(key, 'not set')} here, {theirs.get(key, 'not set')} there"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+    ]
 
 
 def _model_config(name: str, hyperparameters: Mapping[str, Any]) -> Any:

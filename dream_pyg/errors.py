@@ -33,6 +33,10 @@ class TrainingError(DreamPygError):
     """Training cannot go on: a loss is no longer finite, or nothing can be learned from the graph."""
 
 
+class ProcessError(DreamPygError):
+    """Another of several processes that work together is gone."""
+
+
 class MissingExtraError(DreamPygError):
     """An optional package is not installed."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import sys
+import time
 from typing import IO, Any
 
 import click
 import torch
 
+from dream_pyg import ranks
 from dream_pyg.cli.bench import bench
 from dream_pyg.cli.demo import demo
 from dream_pyg.cli.figure import figure
@@ -21,14 +23,18 @@ from dream_pyg.cli.train import evaluate, train
 from dream_pyg.cli.tune import tune
 from dream_pyg.cli.update import update_graph
 from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
-from dream_pyg.graph.knn import ranks
+
+_SHARED = ("build-graph", "update-graph", "train")
+_SECONDS_TO_SPEAK = 2.0
 
 
 class _Failure(click.ClickException):
     """One ``Error:`` line on standard error and exit code 1; no traceback."""
 
     def show(self, file: IO[Any] | None = None) -> None:
-        if not ranks.speaks():
+        if not ranks.tells_failure():
+            # torchrun ends all processes as soon as one has failed: let the other say why first.
+            time.sleep(_SECONDS_TO_SPEAK)
             return
         click.echo(f"Error: {' '.join(self.message.split())}", file=file, err=True)
 
@@ -70,7 +76,8 @@ class _Commands(click.Group):
 )
 @click.version_option(package_name="dream-pyg")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
-def main(quiet: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, quiet: bool) -> None:
     """Multimodal recommendation with DREAM and its peers: build a graph once, train, evaluate, recommend.
 
     Results go to standard output, progress to standard error. Exit codes: 0 done, 1 failure, 2 wrong usage or
@@ -80,6 +87,11 @@ def main(quiet: bool) -> None:
     logger.handlers = [logging.StreamHandler(sys.stderr)]
     logger.setLevel((logging.WARNING if quiet else logging.INFO) if ranks.speaks() else logging.CRITICAL)
     logger.propagate = False
+    if ranks.num_launched() > 1 and ctx.invoked_subcommand not in _SHARED:
+        raise ConfigError(
+            f"`dream-pyg {ctx.invoked_subcommand}` works in one process. Start it without torchrun, which is for "
+            f"{', '.join(_SHARED)}."
+        )
 
 
 for command in (

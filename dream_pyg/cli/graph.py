@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
+from dream_pyg import ranks
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.data.dataset import DatasetConfig
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph.knn import ENGINES, SearchReport, ranks
+from dream_pyg.graph.knn import ENGINES, SearchReport
 from dream_pyg.graph.schema import SPLITS
 from dream_pyg.graph.store import StoredGraph, build_store
 

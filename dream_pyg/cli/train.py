@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dream_pyg import ranks
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.config import RunConfig
 from dream_pyg.errors import ResumeError
@@ -27,7 +28,10 @@ Example:
 
 @click.command(epilog=_TRAIN_EPILOG)
 @click.argument("graph", required=False, type=click.Path(path_type=Path))
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of the run to write.")
+@click.option(
+    "--run", "--out", "run", required=True, type=click.Path(path_type=Path),
+    help="Directory of the run to write. Under torchrun say --out: it takes --run for an option of its own.",
+)  # fmt: skip
 @click.option("--model", help="Model to train; see `dream-pyg models`.")
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="A TOML file with graph, [model] and [training]."
@@ -60,19 +64,28 @@ def train(
 
     Values come from the defaults, then --preset, then --config, then --set: the later, the stronger.
     """
-    paths = RunPaths(run)
-    if resume and file is None:
-        if not paths.config.is_file():
-            raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
-        file = paths.config
     short = {"training.seed": seed, "training.device": device}
     if sampled:
         overrides = ("training.sampling={}", *overrides)
     overrides = (*overrides, *(f"{key}={value}" for key, value in short.items() if value is not None))
-    config = RunConfig.create(
-        file=file, graph=graph, model=model, num_neighbors=num_neighbors, preset=preset, overrides=overrides
-    )
-    result = train_run(config, run, resume=resume)
+
+    def configure() -> RunConfig:
+        config = RunPaths(run).config
+        if resume and file is None and not config.is_file():
+            raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
+        return RunConfig.create(
+            file=config if resume and file is None else file,
+            graph=graph,
+            model=model,
+            num_neighbors=num_neighbors,
+            preset=preset,
+            overrides=overrides,
+        )
+
+    with ranks.joined():
+        result = train_run(ranks.together(configure), run, resume=resume)
+    if not ranks.speaks():
+        return
     if output_format == "json":
         print_json({**result._asdict(), "run": str(result.run)})
     else:

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from dream_pyg import ranks
 from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.data.progress import progress
 from dream_pyg.data.signals import interruptible
 from dream_pyg.errors import Interrupted, StoreError
-from dream_pyg.graph.knn import FoundNeighbors, Rows, SearchReport, cosine_knn, nobody, ranks
+from dream_pyg.graph.knn import FoundNeighbors, Rows, SearchReport, cosine_knn, nobody
 from dream_pyg.graph.knn.candidates import CandidateLists
 from dream_pyg.graph.knn.exact import Strip
 

@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
+from dream_pyg import ranks
 from dream_pyg.errors import ConfigError
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of a name, ``auto`` being the GPU if there is one.
+    """The device of a name, ``auto`` being the GPU if there is one; of several processes each has its own GPU.
 
     Raises:
-        ConfigError: If there is no such device here.
+        ConfigError: If there is no such device here, or none for each process.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except RuntimeError:
@@ -28,7 +29,17 @@ def resolve_device(device: str) -> torch.device:
         raise ConfigError(f"Unknown device {device!r}; expected auto, cpu, cuda or cuda:N.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"Device {device!r} is not here: this machine has {torch.cuda.device_count()} CUDA devices.")
-    return resolved
+    if resolved.type == "cpu" or ranks.num_ranks() == 1:
+        return resolved
+    if ranks.num_local_ranks() > torch.cuda.device_count():
+        raise ConfigError(
+            f"This machine has {torch.cuda.device_count()} CUDA devices for {ranks.num_local_ranks()} processes, of "
+            "which each needs its own. Start fewer with --nproc-per-node, or train with training.device=cpu."
+        )
+    own = torch.device("cuda", torch.cuda.current_device())
+    if resolved.index not in (None, own.index):
+        raise ConfigError(f"Device {device!r} is that of another process. Give cuda: each takes a GPU of its own.")
+    return own
 
 
 def has_bfloat16_units(device: torch.device) -> bool:

@@ -26,6 +26,7 @@ import polars as pl
 import torch
 from torch_geometric.data import HeteroData
 
+from dream_pyg import ranks
 from dream_pyg.data.dataset import Dataset, DatasetConfig, describe_inputs, load_dataset
 from dream_pyg.data.files import (
     atomic_directory,
@@ -39,7 +40,7 @@ from dream_pyg.data.files import (
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.build import Search, build_graph
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
-from dream_pyg.graph.knn import Engine, SearchReport, ranks
+from dream_pyg.graph.knn import Engine, SearchReport
 from dream_pyg.graph.partial import PartialBuild
 from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, EdgeType, label_name
@@ -192,7 +193,7 @@ def create_store(
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    ranks.together(lambda: None if ranks.rank() else save_graph(path, graph, dataset, info, overwrite=overwrite))
+    ranks.first_does(lambda: save_graph(path, graph, dataset, info, overwrite=overwrite))
 
 
 def save_graph(

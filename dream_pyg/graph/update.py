@@ -13,12 +13,13 @@ import polars as pl
 from numpy.typing import NDArray
 from torch_geometric.data import HeteroData
 
+from dream_pyg import ranks
 from dream_pyg.data.dataset import Dataset, DatasetConfig, describe_inputs
 from dream_pyg.data.features import FeatureMatrix
 from dream_pyg.data.files import check_replaceable
 from dream_pyg.data.tables import positions
 from dream_pyg.errors import StoreError
-from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, SearchReport, cosine_knn, ranks
+from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, SearchReport, cosine_knn
 from dream_pyg.graph.knn.choice import EXACT, choose_engine
 from dream_pyg.graph.knn.update import Known, Updated, update_knn
 from dream_pyg.graph.relations import neighbors_of

@@ -18,7 +18,8 @@ from dream_pyg.graph.csr import UserItems, csr_product, row_entries
 from dream_pyg.graph.sampling import ReceptiveField, all_nodes
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.nn.alignment import BehaviorModalAlignment
-from dream_pyg.nn.tables import embedding_rows
+from dream_pyg.nn.tables import embedding_rows as embedding_rows
+from dream_pyg.nn.tables import xavier_embedding as xavier_embedding
 
 ConfigT = TypeVar("ConfigT")
 
@@ -271,11 +272,6 @@ class ClosedForm(Recommender):
             if (given := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, buffer.new_empty(given.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def xavier_embedding(num_rows: int, embedding_dim: int) -> nn.Parameter:
-    """An embedding table (N, D), Xavier-uniform as the paper initialises it."""
-    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_rows, embedding_dim)))
 
 
 def require_modalities(available: Sequence[str], model: str, what: str = "features") -> list[str]:

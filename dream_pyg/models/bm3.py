@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
+from dream_pyg import ranks
 from dream_pyg.graph.schema import ITEM, feature_modalities, mask_name
 from dream_pyg.models.base import (
     AlignmentConfig,
@@ -133,4 +134,7 @@ class BM3(Recommender):
         return terms
 
     def _target(self, rows: Tensor) -> Tensor:
-        return F.dropout(rows.detach(), self.config.dropout)
+        # Drawn for the whole batch, of which several processes have a slice each.
+        first, total = ranks.span(len(rows))
+        kept = F.dropout(rows.new_ones(total, rows.size(1)), self.config.dropout)
+        return rows.detach() * kept[first : first + len(rows)]

@@ -23,7 +23,7 @@ from dream_pyg.models.base import (
 )
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.item_features import FeatureProjection, FeatureScaling
-from dream_pyg.nn.losses import bpr_loss
+from dream_pyg.nn.losses import batch_mean, bpr_loss
 from dream_pyg.nn.propagation import Propagation
 
 
@@ -155,7 +155,7 @@ class DualGNN(Recommender):
         """BPR and L2 over the batch."""
         user, item = self(graph)
         encoders = cast(Iterable[ModalityEncoder], self.encoders.values())
-        squares = [encoder.user_embedding[batch.user].square().mean() for encoder in encoders]
+        squares = [batch_mean(encoder.user_embedding[batch.user].square()) for encoder in encoders]
         if self.modality_weight is not None:
             squares.append(self.modality_weight.square().mean())
         return {

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
+from dream_pyg import ranks
 from dream_pyg.graph.schema import ITEM, feature_modalities, mask_name
 from dream_pyg.models.base import (
     Batch,
@@ -146,7 +147,7 @@ class MICRO(Recommender):
         rows = user[batch.user], *batch.split_items(item)
         terms = {"bpr": bpr_loss(*rows)}
         if config.contrastive_weight and self.fusion is not None:
-            different = batch.pos_item.unique()
+            different = _different(batch.pos_item)
             contrast = fused.new_zeros(())
             for modality, view in views.items():
                 present = different[graph[ITEM][mask_name(modality)][different]]
@@ -154,3 +155,10 @@ class MICRO(Recommender):
             terms["contrastive"] = config.contrastive_weight * contrast
         terms["l2"] = config.l2_weight * l2_loss(*rows)
         return terms
+
+
+def _different(item: Tensor) -> Tensor:
+    """The different items of a batch; of several processes, each has those that none before it has."""
+    items, first = ranks.gather_rows(item)
+    own = item.unique()
+    return own[~torch.isin(own, items[:first])]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dream_pyg import ranks
 from dream_pyg.graph.processor import has_bfloat16_units
 
 _LEAST_FUSED_TEMPERATURE = 0.025
@@ -52,11 +53,15 @@ def unit_info_nce(query: Tensor, key: Tensor, temperature: float, *, dtype: torc
     """:func:`info_nce` of rows that have unit length already."""
     if temperature < _LEAST_FUSED_TEMPERATURE:
         return _cross_entropy(query, key, temperature)
-    return _UnitInfoNCE.apply(query, key, temperature, dtype or query.dtype)
+    key, first = ranks.gather_rows(key)
+    return _UnitInfoNCE.apply(query, key, first, len(key) / ranks.num_ranks(), temperature, dtype or query.dtype)
 
 
 def _cross_entropy(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    return F.cross_entropy(query @ key.T / temperature, torch.arange(len(query), device=query.device))
+    key, first = ranks.gather_rows(key)
+    positive = torch.arange(first, first + len(query), device=query.device)
+    total = F.cross_entropy(query @ key.T / temperature, positive, reduction="sum")
+    return total / (len(key) / ranks.num_ranks())
 
 
 class _UnitInfoNCE(torch.autograd.Function):
@@ -65,34 +70,40 @@ class _UnitInfoNCE(torch.autograd.Function):
     Logits lie between -1/temperature and 1/temperature, so at a temperature that is not tiny no exponential, nor a sum
     of them over any batch, overflows or vanishes, and no pass for the maximum is needed. Backward needs only the
     exponentials and their row sums: q and k get the softmax-weighted sums of each other.
+
+    Queries may be a slice of the batch: their positives are the keys from ``first`` on, and ``count`` is what divides
+    the sum over them.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, first: int, count: float, temperature: float, dtype: torch.dtype
+    ) -> Tensor:
         bound = 1.0 / temperature
         exponentials = torch.mm((query * bound).to(dtype), key.to(dtype).T).exp_()
         # A bfloat16 sum is precise over a short stretch only, and one in float32 would first copy the whole buffer.
         stretches = exponentials.split(_SUMMED_COLUMNS, dim=1)
         row_sum = torch.stack([stretch.sum(dim=1) for stretch in stretches]).to(query.dtype).sum(dim=0)
         ctx.save_for_backward(query, key, exponentials, row_sum)
-        ctx.scale = bound / len(query)
-        positive = (query * key).sum(dim=1) * bound
-        return (row_sum.log() - positive).mean()
+        ctx.scale, ctx.own = bound / count, slice(first, first + len(query))
+        positive = (query * key[ctx.own]).sum(dim=1) * bound
+        return (row_sum.log() - positive).sum() / count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         query, key, exponentials, row_sum = ctx.saved_tensors
         dtype, scale = exponentials.dtype, grad * ctx.scale
         inverse = row_sum.reciprocal().unsqueeze(1)
         query_grad = key_grad = None
         if ctx.needs_input_grad[0]:
             expected_key = (exponentials @ key.to(dtype)).to(query.dtype) * inverse
-            query_grad = (expected_key - key).mul_(scale)
+            query_grad = (expected_key - key[ctx.own]).mul_(scale)
         if ctx.needs_input_grad[1]:
             # This order of the product spares the large buffer a transposition.
             expected_query = ((query * inverse).to(dtype).T @ exponentials).T.to(query.dtype)
-            key_grad = (expected_query - query).mul_(scale)
-        return query_grad, key_grad, None, None
+            expected_query[ctx.own] -= query
+            key_grad = expected_query.mul_(scale)
+        return query_grad, key_grad, None, None, None, None
 
 
 class BehaviorModalAlignment(nn.Module):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dream_pyg import ranks
 from dream_pyg.nn.item_structure import unit_or_zero
 
 
@@ -59,8 +60,10 @@ def view_contrast(view: Tensor, fused: Tensor, temperature: float) -> Tensor:
         The mean over the rows, 0 if there are none.
     """
     view, fused = unit_or_zero(view), unit_or_zero(fused)
-    own = torch.eye(len(view), dtype=torch.bool, device=view.device)
-    within = (view @ view.T).masked_fill(own, -torch.inf)
+    (views, first), (fused, _) = ranks.gather_rows(view), ranks.gather_rows(fused)
+    positive = torch.arange(first, first + len(view), device=view.device)
+    own = torch.arange(len(views), device=view.device) == positive.unsqueeze(1)
+    within = (view @ views.T).masked_fill(own, -torch.inf)
     logits = torch.cat([view @ fused.T, within], dim=1) / temperature
-    total = F.cross_entropy(logits, torch.arange(len(view), device=view.device), reduction="sum")
-    return total / max(len(view), 1)
+    total = F.cross_entropy(logits, positive, reduction="sum")
+    return total * ranks.num_ranks() / max(len(views), 1)

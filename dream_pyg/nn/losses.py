@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dream_pyg import ranks
 from dream_pyg.nn.item_features import multiply_features
 
 _LEAST_NORM = 1e-12
@@ -28,7 +29,7 @@ def bpr_loss(user: Tensor, pos_item: Tensor, neg_item: Tensor, present: Tensor |
     Returns:
         The mean over the batch, 0 if no example counts.
     """
-    return _mean(F.softplus((user * (neg_item - pos_item)).sum(dim=-1)), present)
+    return batch_mean(F.softplus((user * (neg_item - pos_item)).sum(dim=-1)), present)
 
 
 def cosine_loss(online: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
@@ -45,7 +46,7 @@ def cosine_loss(online: Tensor, target: Tensor, present: Tensor | None = None) -
     Returns:
         The mean over the batch, 0 if no example counts.
     """
-    return _mean(1.0 - F.cosine_similarity(online, target.detach(), dim=-1), present)
+    return batch_mean(1.0 - F.cosine_similarity(online, target.detach(), dim=-1), present)
 
 
 def l2_loss(*rows: Tensor) -> Tensor:
@@ -54,7 +55,8 @@ def l2_loss(*rows: Tensor) -> Tensor:
     Args:
         rows: Embeddings (B, D) of the users, positive and negative items, each before propagation.
     """
-    return 0.5 * sum((row.square().sum() for row in rows), start=rows[0].new_zeros(())) / len(rows[0])
+    squares = sum((row.square().sum() for row in rows), start=rows[0].new_zeros(()))
+    return 0.5 * squares / ranks.mean_count(len(rows[0]))
 
 
 def similarity_signal(
@@ -94,14 +96,14 @@ def similarity_signal(
         norm is the MSE of the paper's second version (its first writes the norm itself).
     """
     z = F.normalize(representation, dim=-1) if normalize else representation
-    total = (z.T @ z).square().sum()
+    total = ranks.sum_over_ranks(z.T @ z).square().sum()
     of_node = z if node is None else z.new_zeros(len(features[0]), z.size(1)).index_add(0, node, z)
     for raw, weight in zip(features, weights, strict=True):
         raw = raw.detach()
         # Scaling these rows costs a fraction of what scaling the features would.
         scaled = of_node / torch.linalg.vector_norm(raw, dim=-1, keepdim=True).to(z.dtype).clamp(min=_LEAST_NORM)
-        total = total - 2.0 * weight * multiply_features(raw.T, scaled).square().sum()
-    return total / len(z) ** 2
+        total = total - 2.0 * weight * ranks.sum_over_ranks(multiply_features(raw.T, scaled)).square().sum()
+    return total / ranks.span(len(z))[1] ** 2
 
 
 def similarity_signal_norm(
@@ -115,16 +117,26 @@ def similarity_signal_norm(
     r"""Eq. 12 as the paper's first version prints it: :math:`\lVert\mathbf Z\mathbf Z^\top-\mathbf T\rVert_F / B`.
 
     A root does not separate, so the (B, B) matrices are built: slower than :func:`similarity_signal`, same arguments.
+    Each of several processes builds them whole.
     """
-    z = F.normalize(representation, dim=-1) if normalize else representation
+    z, _ = ranks.gather_rows(F.normalize(representation, dim=-1) if normalize else representation)
     target = torch.zeros(len(z), len(z), dtype=z.dtype, device=z.device)
     for raw, weight in zip(features, weights, strict=True):
-        unit = F.normalize((raw if node is None else raw[node]).detach().to(z.dtype), dim=-1)
+        unit, _ = ranks.gather_rows(F.normalize((raw if node is None else raw[node]).detach().to(z.dtype), dim=-1))
         target.addmm_(unit, unit.T, alpha=weight)
     return torch.linalg.matrix_norm(z @ z.T - target) / len(z)
 
 
-def _mean(values: Tensor, present: Tensor | None) -> Tensor:
+def batch_mean(values: Tensor, present: Tensor | None = None) -> Tensor:
+    """The mean over the batch; where its rows are shared out among processes, this one's share of it.
+
+    Shares have the mean as their mean over ranks (:mod:`dream_pyg.ranks`).
+
+    Args:
+        values: One or several numbers for each example (B, ...).
+        present: Which examples count (B,), of one number each; by default all.
+    """
     if present is None:
-        return values.mean()
-    return (values * present).sum() / present.sum().clamp(min=1)
+        return values.sum() / ranks.mean_count(values.numel())
+    count = ranks.sum_over_ranks(present.sum()).clamp(min=1)
+    return (values * present).sum() * ranks.num_ranks() / count

@@ -17,13 +17,17 @@ import copy
 import importlib.metadata
 import platform
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from dream_pyg import ranks
 from dream_pyg.config import FeaturePrecision, RunConfig
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
@@ -31,7 +35,8 @@ from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
-from dream_pyg.models import Embeddings, Recommender, Scorer, find_model
+from dream_pyg.models import MODELS, Embeddings, Recommender, Scorer, find_model
+from dream_pyg.nn.tables import sharded_tables
 
 
 @dataclass(frozen=True)
@@ -157,20 +162,25 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
         )
     target = resolve_device(device)
     prepared = prepare_graph(stored.graph, target, config.num_neighbors, config.held_precision)
-    model = make_model(config, prepared).to(target)
+    model = make_model(config, prepared, target)
     weights, _ = load_tensors(paths.best)
     try:
-        model.load_state_dict(weights)
+        load_weights(model, weights)
     except RuntimeError as error:
         raise StoreError(f"{paths.best} does not fit the model of {paths.config}: {error}") from error
     return Run(paths, config, stored, prepared, model)
 
 
-def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
+def make_model(config: RunConfig, graph: HeteroData, device: torch.device | None = None) -> Recommender:
     """The model of a configuration, on a graph that has what it needs.
 
+    Args:
+        config: The configuration; with ``training.shard_tables`` and several processes each keeps a part of the tables.
+        graph: The graph.
+        device: Where the model goes; by default the CPU.
+
     Raises:
-        ConfigError: If the graph lacks features or relation graphs.
+        ConfigError: If the graph lacks features or relation graphs, or the model's tables cannot be sharded.
     """
     model_class = find_model(config.model_name)
     needs = model_class.requirements(config.hyperparameters)
@@ -188,7 +198,17 @@ def make_model(config: RunConfig, graph: HeteroData) -> Recommender:
             f"Model {config.model_name!r} needs {' and '.join(lacking)}, which the graph does not have. "
             "Build the graph with modality features and with user graphs, or choose a model or options without them."
         )
-    return model_class(graph, config.hyperparameters)
+    device = device or torch.device("cpu")
+    if not config.training.shard_tables:
+        return model_class(graph, config.hyperparameters).to(device)
+    if model_class.receptive_field is Recommender.receptive_field:
+        able = (name for name, known in MODELS.items() if known.receptive_field is not Recommender.receptive_field)
+        raise ConfigError(
+            f"Model {config.model_name!r} cannot have its tables sharded, since it reads them as a whole. Leave out "
+            f"training.shard_tables, or choose one of {', '.join(able)}."
+        )
+    with sharded_tables(device) if ranks.num_ranks() > 1 else nullcontext():
+        return model_class(graph, config.hyperparameters).to(device)
 
 
 def prepare_graph(
@@ -224,6 +244,7 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
         "seed": config.training.seed,
         "device": str(device),
         "num_threads": torch.get_num_threads(),
+        "num_processes": ranks.num_ranks(),
         "versions": {
             "dream-pyg": _package_version(),
             "torch": torch.__version__,
@@ -233,14 +254,31 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
     }
 
 
-def save_best(paths: RunPaths, model: Recommender, metadata: dict[str, str]) -> None:
+def whole_weights(model: Recommender) -> dict[str, Tensor]:
+    """A model's ``state_dict`` with all rows of its tables, in the first process; the others take part."""
+    weights = model.state_dict()
+    shards = {name: value for name, value in model.named_parameters() if isinstance(value, ranks.RowShard)}
+    whole = ranks.whole_state(list(shards.values()), [{name: weights[name]} for name in shards])
+    for state in whole:
+        weights.update(state)
+    return weights
+
+
+def load_weights(model: Recommender, weights: Mapping[str, Tensor]) -> None:
+    """Load what :func:`whole_weights` gave, or of tables the rows that this process keeps."""
+    shards = {name: value for name, value in model.named_parameters() if isinstance(value, ranks.RowShard)}
+    own = ranks.own_state(list(shards.values()), [{name: weights[name]} for name in shards if name in weights])
+    model.load_state_dict({**weights, **{name: value for state in own for name, value in state.items()}})
+
+
+def save_best(paths: RunPaths, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write the weights of the best epoch so far."""
-    save_tensors(paths.best, model.state_dict(), metadata)
+    save_tensors(paths.best, weights, metadata)
 
 
-def keep_epoch(paths: RunPaths, model: Recommender, epoch: int) -> None:
+def keep_epoch(paths: RunPaths, weights: Mapping[str, Tensor], epoch: int) -> None:
     """Write the weights after an epoch, to stay."""
-    save_tensors(paths.epoch(epoch), model.state_dict(), {"epoch": str(epoch)})
+    save_tensors(paths.epoch(epoch), weights, {"epoch": str(epoch)})
 
 
 def read_run_info(paths: RunPaths) -> dict[str, Any]:

@@ -9,11 +9,17 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
+from dream_pyg import ranks
 from dream_pyg.config import SamplingConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.sampling import FanOuts, NeighborSampler, sampled_graph
 from dream_pyg.graph.schema import ITEM, USER
 from dream_pyg.models import Batch, Recommender
+
+
+def _own_slice(batch: Batch) -> Batch:
+    """What of a batch this process takes."""
+    return Batch(*(part.tensor_split(ranks.num_ranks())[ranks.rank()] for part in batch))
 
 
 class WholeGraphSteps:
@@ -31,7 +37,7 @@ class WholeGraphSteps:
     def __call__(self, batches: Sequence[Batch], epoch: int, first: int) -> Iterator[tuple[HeteroData, Batch]]:
         """The graph with each batch from the ``first`` on."""
         for batch in batches[first:]:
-            yield self._graph, Batch(*(part.to(self._device) for part in batch))
+            yield self._graph, Batch(*(part.to(self._device) for part in _own_slice(batch)))
 
 
 class SampledSteps:
@@ -80,7 +86,8 @@ class SampledSteps:
                 yield graph.to(self._device), Batch(*(part.to(self._device) for part in batch))
 
     def _draw(self, batch: Batch, epoch: int, step: int) -> tuple[HeteroData, Batch]:
-        random = np.random.default_rng([self._seed, epoch, step])
+        batch = _own_slice(batch)
+        random = np.random.default_rng([self._seed, epoch, step, ranks.rank()])
         item = torch.cat([batch.pos_item, batch.neg_item])
         neighborhood = self._sampler.draw(batch.user, item, random)
         seeds = {

@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from dream_pyg.config import RunConfig
+from dream_pyg import ranks
+from dream_pyg.config import RunConfig, differences
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible
-from dream_pyg.errors import DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
+from dream_pyg.errors import ConfigError, DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
 from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.relations import cut_neighbors
@@ -35,11 +36,13 @@ from dream_pyg.training.run import (
     describe_run,
     keep_epoch,
     load_run,
+    load_weights,
     make_model,
     prepare_graph,
     read_run_info,
     save_best,
     update_info,
+    whole_weights,
 )
 from dream_pyg.training.steps import SampledSteps, WholeGraphSteps
 from dream_pyg.training.triplets import TripletSampler
@@ -58,7 +61,11 @@ _PROGRESS = (
 )
 VALID_METRICS = ("recall", "ndcg")
 VALID_KS = (10, 20)
-_RESUMABLE_CHANGES = ("training.epochs:", "training.device:", "training.num_threads:", "training.keep_every:", "graph:")
+_RESUMABLE_CHANGES = (
+    *(f"training.{key}:" for key in ("epochs", "device", "num_threads", "keep_every", "shard_tables")),
+    "graph:",
+)
+_OWN_TO_MACHINES = ("graph:", "training.num_threads:")
 _STEPS_BETWEEN_CHECKS = 32
 
 
@@ -89,6 +96,9 @@ def train(
     Everything random comes from ``config.training.seed`` and the epoch's number, so a run that was interrupted and
     resumed ends in the same bits as one that was not (on the same device and number of threads).
 
+    Started by ``torchrun``, several processes train together (:mod:`dream_pyg.ranks`): each takes its slice of every
+    batch and ranks its share of the users, and the first writes the run, from which any number can go on.
+
     Args:
         config: The run's configuration.
         run: Directory for the run.
@@ -103,44 +113,77 @@ def train(
         StoreError: If ``run`` exists and ``resume`` is off, or nothing can be written there.
         ResumeError: If the run was made with another configuration or graph, or its checkpoint is damaged.
         TrainingError: If a loss is no longer finite.
+        ConfigError: If processes differ in what they were told, or are more than there are GPUs or triplets of a batch.
+        ProcessError: If another process is gone.
         Interrupted: On SIGINT or SIGTERM, after the state was saved.
     """
-    paths = RunPaths(Path(run))
+    with ranks.joined():
+        paths = RunPaths(Path(run))
+        _check_agreement({**config.to_dict(), "resume": resume})
+        session, info = ranks.together(lambda: _prepare(config, paths, resume, on_evaluation))
+        _check_agreement({"graph fingerprint": info["graph_fingerprint"]})
+        if resume:
+            session.load()
+            ranks.first_does(lambda: _note_resumption(config, paths, info))
+        else:
+            session.create(config, info)
+        try:
+            with _deterministic():
+                session.fit()
+        except DreamPygError as error:
+            if not ranks.rank():
+                update_info(paths, status="interrupted" if isinstance(error, Interrupted) else "failed")
+            raise
+        return _finish(paths, session, test=test)
+
+
+def _prepare(
+    config: RunConfig, paths: RunPaths, resume: bool, on_evaluation: OnEvaluation | None
+) -> tuple[_Session, dict[str, Any]]:
+    """A session with its graph and model, and what ``run.json`` says of it."""
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
+    if config.training.batch_size < ranks.num_ranks():
+        raise ConfigError(
+            f"training.batch_size is {config.training.batch_size}, which {ranks.num_ranks()} processes cannot share: "
+            "it is that of all together. Enlarge it, or start fewer processes."
+        )
     device = resolve_device(config.training.device)
     stored = load_graph(config.graph)
     if resume:
         _check_resumable(config, paths, stored.fingerprint)
     elif paths.root.exists():
-        raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
-    sampling = config.training.sampling
+        raise StoreError(f"{paths.root} exists already. Continue it with --resume, or choose another directory.")
     graph = prepare_graph(stored.graph, device, config.num_neighbors, config.held_precision)
     if graph[INTERACTS][label_name("valid")].size(1) == 0:
         raise DataError(
             "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."
         )
     torch.manual_seed(config.training.seed)
-    model = make_model(config, graph).to(device)
+    model = make_model(config, graph, device)
     steps: WholeGraphSteps | SampledSteps = WholeGraphSteps(graph, device)
-    if sampling is not None:
+    if (sampling := config.training.sampling) is not None:
         whole = cut_neighbors(stored.graph, config.num_neighbors)
         steps = SampledSteps(whole, model, sampling, seed=config.training.seed, device=device)
-    session = _Session(config, paths, graph, model, steps, on_evaluation)
-    if resume:
-        session.load()
-        config.save(paths.config)  # It may train for more epochs than it was begun with, or elsewhere.
-        begun = read_run_info(paths)["started"]
-        update_info(paths, **{**describe_run(config, stored, device), "started": begun}, status="running")
-    else:
-        session.create(config, describe_run(config, stored, device))
-    try:
-        with _deterministic():
-            session.fit()
-    except DreamPygError as error:
-        update_info(paths, status="interrupted" if isinstance(error, Interrupted) else "failed")
-        raise
-    return _finish(paths, session, test=test)
+    return _Session(config, paths, graph, model, steps, on_evaluation), describe_run(config, stored, device)
+
+
+def _check_agreement(told: Mapping[str, Any]) -> None:
+    """Refuse processes that would not train the same on the same; paths and threads are each machine's own."""
+    first, *others = ranks.everyone_says(told)
+    for number, other in enumerate(others, start=1):
+        changed = [line for line in differences(first, other) if not line.startswith(_OWN_TO_MACHINES)]
+        if changed:
+            raise ConfigError(
+                f"Processes were told different things (here = rank 0, there = rank {number}): {'; '.join(changed)}. "
+                "Start all of them by the same command, on the same graph."
+            )
+
+
+def _note_resumption(config: RunConfig, paths: RunPaths, info: dict[str, Any]) -> None:
+    config.save(paths.config)  # It may train for more epochs than it was begun with, or elsewhere.
+    begun = read_run_info(paths)["started"]
+    update_info(paths, **{**info, "started": begun}, status="running")
 
 
 def _check_resumable(config: RunConfig, paths: RunPaths, fingerprint: str) -> None:
@@ -176,6 +219,7 @@ class _Session:
         self.config = config.training
         self.paths = paths
         self.graph = graph
+        self.device = graph[INTERACTS].edge_index.device
         self.model = model
         self.steps = steps
         self.on_evaluation = on_evaluation
@@ -192,50 +236,60 @@ class _Session:
         self.lines: list[str] = []
 
     def state(self) -> dict[str, Any]:
-        """The resumable state."""
+        """The resumable state, which is that of all processes once the first has it."""
         return {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "model": whole_weights(self.model),
+            "optimizers": [_turned(optimizer, ranks.whole_state) for optimizer in self.optimizers],
             "rng": {
                 "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             },
             **{name: getattr(self, name) for name in _PROGRESS},
         }
 
     def create(self, config: RunConfig, info: dict[str, Any]) -> None:
         """Write the run's first files as a whole or not at all, so that whatever is there can be resumed."""
-        with atomic_directory(self.paths.root) as directory:
-            first = RunPaths(directory)
-            config.save(first.config)
-            write_json(first.info, {**info, "status": "running"})
-            self._keep(first)
-            save_checkpoint(first.last, self.state())
+        state = self.state()
+
+        def write() -> None:
+            with atomic_directory(self.paths.root) as directory:
+                first = RunPaths(directory)
+                config.save(first.config)
+                write_json(first.info, {**info, "status": "running"})
+                if self._is_kept():
+                    keep_epoch(first, state["model"], self.epoch)
+                save_checkpoint(first.last, state)
+
+        ranks.first_does(write)
 
     def save(self) -> None:
         """Write the resumable checkpoint."""
-        save_checkpoint(self.paths.last, self.state())
+        state = self.state()
+        ranks.first_does(lambda: save_checkpoint(self.paths.last, state))
 
     def load(self) -> None:
-        """Continue from the resumable checkpoint."""
-        state = load_checkpoint(self.paths.last)
+        """Continue from the resumable checkpoint, whatever the number of processes that wrote it."""
+        state = ranks.together(lambda: load_checkpoint(self.paths.last))
         try:
-            self.model.load_state_dict(state["model"])
+            load_weights(self.model, state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+                optimizer.load_state_dict(_turned(optimizer, ranks.own_state, saved))
         except (RuntimeError, ValueError) as error:
             raise ResumeError(f"{self.paths.last} does not fit the model: {error}") from error
         torch.set_rng_state(state["rng"]["cpu"])
-        if torch.cuda.is_available() and len(state["rng"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         for name in _PROGRESS:
             setattr(self, name, state[name])
-        # What belongs to epochs after the checkpoint will be made again.
+        ranks.first_does(self._forget_later_epochs)
+        logger.info("Resuming %s after epoch %d, step %d", self.paths.root, self.epoch, self.step)
+
+    def _forget_later_epochs(self) -> None:
+        """Remove what belongs to epochs after the checkpoint, which will be made again."""
         write_text(self.paths.metrics, "".join(self.lines))
         for epoch in self.paths.kept_epochs():
             if epoch > self.epoch:
                 self.paths.epoch(epoch).unlink()
-        logger.info("Resuming %s after epoch %d, step %d", self.paths.root, self.epoch, self.step)
 
     def fit(self) -> None:
         """Train until the last epoch or until validation no longer improves, or solve what has a closed form."""
@@ -259,6 +313,7 @@ class _Session:
         self._start_epoch(generator)
         self._set_learning_rate()
         self.model.train()
+        # Every process draws the same epoch and takes its slice of each batch.
         parts = (part.split(self.config.batch_size) for part in triplets)
         batches = [Batch(*columns) for columns in zip(*parts, strict=True)]
         monitor = _LossMonitor(self.epoch, self.step, self.loss_sums)
@@ -267,7 +322,7 @@ class _Session:
                 self._train_step(graph, batch, monitor)
                 self.step += 1
                 bar.update()
-                if interrupted.is_set():
+                if ranks.any_says(interrupted.is_set()):
                     self.loss_sums = monitor.sums()
                     self.save()
                     raise Interrupted(
@@ -278,14 +333,15 @@ class _Session:
         seconds = time.perf_counter() - started
         self.epoch, self.step, self.loss_sums, self.epoch_weights = self.epoch + 1, 0, {}, {}
         self._validate(seconds, losses, len(triplets.user))
-        self._keep(self.paths)
+        if self._is_kept():
+            weights = whole_weights(self.model)
+            ranks.first_does(lambda: keep_epoch(self.paths, weights, self.epoch))
         if self._is_last() or self.epoch % self.config.checkpoint_every == 0:
             self.save()
 
-    def _keep(self, paths: RunPaths) -> None:
-        """Let this epoch's weights stay, if the configuration asks for it."""
-        if self.config.keep_every and self.epoch % self.config.keep_every == 0:
-            keep_epoch(paths, self.model, self.epoch)
+    def _is_kept(self) -> bool:
+        """Whether the configuration asks for this epoch's weights to stay."""
+        return self.config.keep_every > 0 and self.epoch % self.config.keep_every == 0
 
     def _start_epoch(self, generator: torch.Generator) -> None:
         """Let the model resample what the epoch keeps fixed, from the weights that the epoch begins with."""
@@ -304,7 +360,9 @@ class _Session:
         total = torch.stack(list(terms.values())).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        with ranks.losses_named():
+            total.backward()
+        ranks.average_gradients(self.model.parameters())
         for optimizer in self.optimizers:
             optimizer.step()
         monitor.add(terms)
@@ -322,20 +380,21 @@ class _Session:
             record["triplets_per_second"] = round(num_triplets / train_seconds)
         if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
             started = time.perf_counter()
-            metrics = self._validation_metrics()
+            metrics = ranks.first_says(self._validation_metrics())
             record["valid"] = metrics
             record["evaluate_seconds"] = round(time.perf_counter() - started, 3)
             best = self.best_metrics.get(self.config.metric, -1.0)
             if metrics[self.config.metric] > best:
                 self.best_epoch, self.best_metrics, self.bad_evaluations = self.epoch, metrics, 0
-                save_best(self.paths, self.model, {"epoch": str(self.epoch), "valid": json.dumps(metrics)})
+                weights, metadata = whole_weights(self.model), {"epoch": str(self.epoch), "valid": json.dumps(metrics)}
+                ranks.first_does(lambda: save_best(self.paths, weights, metadata))
             else:
                 self.bad_evaluations += 1
             logger.info("%s", _line(record, self.config.metric, improved=self.bad_evaluations == 0))
         self.lines.append(json.dumps(record) + "\n")
-        write_text(self.paths.metrics, "".join(self.lines))
+        ranks.first_does(lambda: write_text(self.paths.metrics, "".join(self.lines)))
         if "valid" in record and self.on_evaluation is not None:
-            self.stopped = self.on_evaluation(self.epoch, record["valid"])
+            self.stopped = ranks.first_says(self.on_evaluation(self.epoch, record["valid"]))
 
     def _validation_metrics(self) -> dict[str, float]:
         self.model.eval()
@@ -350,12 +409,16 @@ class _Session:
 def _finish(paths: RunPaths, session: _Session, *, test: bool) -> TrainResult:
     metrics: dict[str, float] = {}
     if test:
-        run = load_run(paths.root, device=str(session.graph[INTERACTS].edge_index.device), graph=None)
-        if not paths.test_metrics.is_file() or read_json(paths.test_metrics).get("epoch") != session.best_epoch:
+        run = ranks.together(lambda: load_run(paths.root, device=str(session.device), graph=None))
+        known = ranks.first_says(
+            paths.test_metrics.is_file() and read_json(paths.test_metrics).get("epoch") == session.best_epoch
+        )
+        if not known:
             lines = evaluate_lines(run, "test", num_users=session.config.eval_users)
-            write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": lines})
+            ranks.first_does(lambda: write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": lines}))
         metrics = read_json(paths.test_metrics)["lines"]["general"]
-    update_info(paths, status="finished", epochs=session.epoch, best_epoch=session.best_epoch)
+    ended = {"status": "finished", "epochs": session.epoch, "best_epoch": session.best_epoch}
+    ranks.first_does(lambda: update_info(paths, **ended))
     return TrainResult(paths.root, session.best_epoch, session.best_metrics, metrics, session.epoch)
 
 
@@ -368,6 +431,17 @@ def evaluate_lines(run: Run, split: str, **options: Any) -> dict[str, dict[str, 
         **options: For :func:`~dream_pyg.evaluation.evaluate`.
     """
     return {line: evaluate(scorer, run.graph, split, **options) for line, scorer in run.lines().items()}
+
+
+def _turned(
+    optimizer: torch.optim.Optimizer, turn: Callable[..., list[dict[str, Any]]], state: Any = None
+) -> dict[str, Any]:
+    """An optimizer's state, or the given one, with what belongs to each parameter turned whole or into shards."""
+    state = optimizer.state_dict() if state is None else state
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = list(state["state"])
+    turned = turn([parameters[number] for number in numbers], list(state["state"].values()))
+    return {**state, "state": dict(zip(numbers, turned, strict=True))}
 
 
 class _LossMonitor:
@@ -395,7 +469,7 @@ class _LossMonitor:
     def _read(self) -> None:
         if not self._pending:
             return
-        for values in torch.stack(self._pending).tolist():
+        for values in ranks.average(torch.stack(self._pending)).tolist():
             self._step += 1
             for name, value in zip(self._names, values, strict=True):
                 if not -float("inf") < value < float("inf"):
@@ -433,9 +507,8 @@ def _epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def _step_bar(description: str, total: int, initial: int) -> Any:
-    return tqdm(
-        desc=description, total=total, initial=initial, leave=False, disable=not sys.stderr.isatty(), unit="step"
-    )
+    hidden = ranks.rank() > 0 or not sys.stderr.isatty()
+    return tqdm(desc=description, total=total, initial=initial, leave=False, disable=hidden, unit="step")
 
 
 def _line(record: dict[str, Any], metric: str, *, improved: bool) -> str:

@@ -58,7 +58,7 @@ def kept(run: Run, model: Recommender, path: Path, epochs: int = 1) -> Run:
     for epoch in range(epochs):
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(epoch))
-        keep_epoch(paths, model, epoch)
+        keep_epoch(paths, model.state_dict(), epoch)
     return dataclasses.replace(run, model=model, paths=paths)
 
 

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 _DRIVER = """
 import os, signal, sys
 from dream_pyg.cli import main
-from dream_pyg.graph.knn import exact, ranks
+from dream_pyg import ranks
+from dream_pyg.graph.knn import exact
 exact._TILE_ROWS, exact._FEW_FEATURES, exact._PANEL_BYTES = 16, 1, 1
 def share(work):
     mine = work[ranks.rank() :: ranks.num_ranks()]

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dream_pyg import ranks
 from dream_pyg.data.progress import progress
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph.knn import ranks
 from dream_pyg.graph.knn.approximate import approximate_candidates
 from dream_pyg.graph.knn.candidates import CandidateBlocks, Candidates
 from dream_pyg.graph.knn.choice import ENGINES, ChosenEngine, Engine, check_memory, choose_engine
@@ -82,7 +82,7 @@ def cosine_knn(
     Returns:
         Neighbours (N, K), the most similar first; of ties those with lower ids. ``-1`` fills rows that have fewer.
         Their ``report`` says how they were found. Of several processes only the first gets them; see
-        :mod:`~dream_pyg.graph.knn.ranks`.
+        :mod:`dream_pyg.ranks`.
 
     Raises:
         ConfigError: If K is not between 1 and N - 1 (N with self), or ``min_recall`` not above 0 and at most 1.

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dream_pyg.graph.knn import ranks
+from dream_pyg import ranks
 from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists
 from dream_pyg.graph.knn.rows import Rows
 
@@ -34,6 +34,7 @@ GROUP = 16
 """Scores are looked at in groups, by their maximum; rows are padded to whole groups."""
 _PREPARED_BYTES = 4 << 20
 _SAMPLED_ROWS = 256
+_MERGED_ROWS = 1 << 16
 BFLOAT16_ROUNDING = 2.0**-8
 FLOAT32_ROUNDING = 2.0**-24
 SLACK = 2.0**-15
@@ -114,8 +115,22 @@ def select_candidates(product: Product, count: int, steps: Steps | None = None) 
             _select_from_tile(lists, product, tile)
 
     ranks.together(search)
-    ranks.merge(lists)
+    _merge(lists)
     return lists
+
+
+def _merge(lists: CandidateLists) -> None:
+    """Add what the other processes found to the lists of the first."""
+    if ranks.num_ranks() == 1:
+        return
+    lists.flush()
+    for highest in (lists.cut, lists.dropped):
+        ranks.reduce_highest(highest)
+    found = [lists.score, lists.index]
+    for score, index in ranks.first_gets(found, lambda other: [part.shape for part in found]):
+        for start in range(0, len(score), _MERGED_ROWS):
+            row, slot = (index[start : start + _MERGED_ROWS] >= 0).nonzero().T
+            lists.add(row + start, index[row + start, slot], score[row + start, slot])
 
 
 def _select_from_tile(lists: CandidateLists, product: Product, tile: Tile) -> None:

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dream_pyg import ranks
 from dream_pyg.data.features import Neighbors
 from dream_pyg.data.progress import progress
-from dream_pyg.graph.knn import check_num_neighbors, cosine_knn, ranks
+from dream_pyg.graph.knn import check_num_neighbors, cosine_knn
 from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists, Candidates
 from dream_pyg.graph.knn.refine import as_neighbors, nearest_of
 from dream_pyg.graph.knn.rows import Rows, unit_rows
