@@ -83,9 +83,9 @@ def measure(directory: Path, num_items: int, options: argparse.Namespace) -> dic
         "build-graph": ["build-graph", str(directory), "-k", "10", "--out", str(graph)],
         "train": [
             "train", str(graph), "--model", options.model, "--run", str(run), "--sampled",
-            *(f"--set=training.{value}" for value in (
-                "epochs=2", f"epoch_steps={options.steps}", f"eval_users={users}", "learning_rate=0.003",
-                f"num_threads={options.threads}", *options.training,
+            *(f"--set={value}" for value in (
+                "training.epochs=2", f"training.epoch_steps={options.steps}", f"training.eval_users={users}",
+                "training.learning_rate=0.003", f"training.num_threads={options.threads}", *options.overrides,
             )),
         ],
         "evaluate": ["evaluate", str(run), "--users", users],

@@ -29,7 +29,7 @@ from dream_pyg.evaluation import parse_metric
 from dream_pyg.models import find_model
 from dream_pyg.presets import find_preset
 
-FeaturePrecision = Literal["float32", "bfloat16"]
+FeaturePrecision = Literal["auto", "float32", "bfloat16", "stored"]
 FanOut = Annotated[int, Field(ge=-1)]
 
 
@@ -115,9 +115,10 @@ class RunConfig(BaseModel):
     """Directory of the graph store."""
     num_neighbors: PositiveInt | None = None
     """Neighbours of each node in the relation graphs, at most as many as the store keeps; by default all of them."""
-    feature_precision: FeaturePrecision = "float32"
-    """Type in which features are held and multiplied; bfloat16 halves their memory and, where the processor has units
-    for it, the time of projections and of the similarity-supervised signal."""
+    feature_precision: FeaturePrecision = "auto"
+    """Type in which features are held and multiplied. ``auto`` is float32, or, for training on sampled graphs, ``stored``:
+    they stay in their file as they are, and only rows in use are read. bfloat16 takes half the memory of float32 and,
+    where the processor has units for it, half the time of projections and of the similarity-supervised signal."""
     model: dict[str, Any]
     """``name`` and the hyper-parameters of that model's ``Config``, fully resolved."""
     training: TrainingConfig = TrainingConfig()
@@ -139,9 +140,11 @@ class RunConfig(BaseModel):
         return _model_config(*_split_name(self.model))
 
     @property
-    def held_precision(self) -> FeaturePrecision | None:
-        """Type of the features in memory; none where they stay in their file, of which sampled graphs read rows."""
-        return self.feature_precision if self.training.sampling is None else None
+    def held_precision(self) -> FeaturePrecision:
+        """What ``feature_precision`` comes to."""
+        if self.feature_precision != "auto":
+            return self.feature_precision
+        return "float32" if self.training.sampling is None else "stored"
 
     @classmethod
     def create(

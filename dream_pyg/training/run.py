@@ -215,7 +215,7 @@ def prepare_graph(
     graph: HeteroData,
     device: torch.device,
     num_neighbors: int | None = None,
-    feature_precision: FeaturePrecision | None = "float32",
+    feature_precision: FeaturePrecision = "float32",
 ) -> HeteroData:
     """The graph on a device, as a model is trained on it; the given graph is left as it is.
 
@@ -224,12 +224,12 @@ def prepare_graph(
         device: Where to put it.
         num_neighbors: How many neighbours to keep in its relation graphs; see
             :func:`~dream_pyg.graph.relations.cut_neighbors`.
-        feature_precision: Type of the feature matrices in memory; none leaves them as they are stored, in their file.
+        feature_precision: Type of the feature matrices in memory; ``stored`` leaves them in their file, as they are.
     """
     prepared = copy.copy(cut_neighbors(graph, num_neighbors)).to(device)
-    for modality in feature_modalities(prepared) if feature_precision else ():
+    for modality in feature_modalities(prepared) if feature_precision != "stored" else ():
         store, name = prepared[ITEM], feature_name(modality)
-        store[name] = store[name].to(getattr(torch, str(feature_precision)))
+        store[name] = store[name].to(getattr(torch, feature_precision))
     return prepared
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
@@ -78,11 +80,11 @@ class SampledSteps:
     def __call__(self, batches: Sequence[Batch], epoch: int, first: int) -> Iterator[tuple[HeteroData, Batch]]:
         """The neighbourhood of each batch from the ``first`` on."""
         with ThreadPoolExecutor(1, thread_name_prefix="neighbours") as ahead:
-            drawn = ahead.submit(self._draw, batches[first], epoch, first)
-            for step in range(first, len(batches)):
-                graph, batch = drawn.result()
-                if step + 1 < len(batches):
-                    drawn = ahead.submit(self._draw, batches[step + 1], epoch, step + 1)
+            steps = iter(range(first, len(batches)))
+            drawn = deque(ahead.submit(self._draw, batches[step], epoch, step) for step in islice(steps, 1))
+            while drawn:
+                graph, batch = drawn.popleft().result()
+                drawn.extend(ahead.submit(self._draw, batches[step], epoch, step) for step in islice(steps, 1))
                 yield graph.to(self._device), Batch(*(part.to(self._device) for part in batch))
 
     def _draw(self, batch: Batch, epoch: int, step: int) -> tuple[HeteroData, Batch]:

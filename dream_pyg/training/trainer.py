@@ -24,7 +24,6 @@ from dream_pyg.data.signals import interruptible
 from dream_pyg.errors import ConfigError, DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
 from dream_pyg.graph.processor import resolve_device
-from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import load_graph
 from dream_pyg.models import Batch, Recommender
@@ -163,7 +162,8 @@ def _prepare(
     model = make_model(config, graph, device)
     steps: WholeGraphSteps | SampledSteps = WholeGraphSteps(graph, device)
     if (sampling := config.training.sampling) is not None:
-        whole = cut_neighbors(stored.graph, config.num_neighbors)
+        here = torch.device("cpu")
+        whole = graph if device == here else prepare_graph(stored.graph, here, config.num_neighbors, "stored")
         steps = SampledSteps(whole, model, sampling, seed=config.training.seed, device=device)
     return _Session(config, paths, graph, model, steps, on_evaluation), describe_run(config, stored, device)
 

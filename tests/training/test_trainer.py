@@ -391,5 +391,5 @@ def test_features_may_be_held_in_bfloat16_by_the_run_and_whoever_opens_it(stored
     # Features are rounded to 2^-9 of themselves: the first epoch's losses hardly differ.
     for name, value in read_metrics(finished)[0]["loss"].items():
         assert read_metrics(result.run)[0]["loss"][name] == pytest.approx(value, rel=2.0**-6, abs=1e-4)
-    with pytest.raises(ResumeError, match="feature_precision: float32 here, bfloat16 there"):
+    with pytest.raises(ResumeError, match="feature_precision: auto here, bfloat16 there"):
         train(configure(stored), result.run, resume=True)
