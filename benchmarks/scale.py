@@ -113,9 +113,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="steps of each of the two epochs")
     parser.add_argument("--eval-users", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--set", dest="training", action="append", default=[], metavar="KEY=VALUE", help="of [training]"
-    )
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--out", type=Path, help="directory for results.json and README.md")
     options = parser.parse_args()
     results = [measure(options.work / str(number), number, options) for number in sorted(options.items)]
