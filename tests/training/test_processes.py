@@ -48,7 +48,7 @@ def assert_close_runs(first: Path, second: Path) -> None:
     for one, other in zip(torch.load(first / "steps.pt"), torch.load(second / "steps.pt"), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     states = [load_checkpoint(RunPaths(run).last) for run in (first, second)]
-    for part in ("model", "optimizer"):
+    for part in ("model", "optimizers"):
         assert_close(states[0][part], states[1][part])
     tests = [json.loads(RunPaths(run).test_metrics.read_text()) for run in (first, second)]
     assert_close(*tests)
@@ -60,6 +60,9 @@ def assert_close(one: Any, other: Any) -> None:
         assert one.keys() == other.keys()
         for key in one:
             assert_close(one[key], other[key])
+    elif isinstance(one, list):
+        for parts in zip(one, other, strict=True):
+            assert_close(*parts)
     elif isinstance(one, torch.Tensor):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
     elif isinstance(one, float):

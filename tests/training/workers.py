@@ -23,13 +23,15 @@ from dream_pyg.cli import main as command_line
 from dream_pyg.config import RunConfig
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.schema import USER
-from dream_pyg.models import MODELS, Batch
+from dream_pyg.models import MODELS
 from dream_pyg.nn.tables import embedding_rows, sharded_tables, xavier_embedding
 from dream_pyg.training import trainer
 from tests.graphs import in_double, interaction_graph
 
 ALIGNED = {"intra_weight": 0.1, "inter_weight": 0.2}
 SHARDED = {"shard_tables": True}
+ALL_NEIGHBORS = {"sampling": {"interactions": (-1, -1), "relations": -1, "features": -1}}
+"""Sampled graphs that leave nothing to chance, which is another in each process."""
 
 
 class Case(NamedTuple):
@@ -47,8 +49,10 @@ CASES = {
     "dream-cold": Case("dream", {"temperature": 0.02, "signal_weight": 1.0}),
     "buir-id": Case("buir", {"num_layers": 0}),
     **{f"{name}-sharded": Case(name, {}, SHARDED) for name in ("dream", "vbpr", "lightgcn", "bpr")},
+    **{f"{name}-sampled": Case(name, {}, ALL_NEIGHBORS) for name in ("dream", "bpr")},
+    **{f"{name}-sampled-sharded": Case(name, {}, {**ALL_NEIGHBORS, **SHARDED}) for name in ("dream", "vbpr")},
 }
-RESUMED = ("buir", "freedom", "bm3", "dream-sharded")
+RESUMED = ("buir", "freedom", "bm3", "dream-sharded", "dream-sampled-sharded")
 
 
 def configure(graph: str, case: Case, epochs: int = 1) -> RunConfig:
@@ -173,11 +177,11 @@ def die(step: str, *arguments: str) -> None:
     """A command line in which the first process is killed at a step."""
     calls: list[None] = []
 
-    def train_step(self: Any, batch: Batch, monitor: Any, train_step: Any = trainer._Session._train_step) -> None:
+    def train_step(self: Any, *given: Any, train_step: Any = trainer._Session._train_step) -> None:
         calls.append(None)
         if len(calls) == int(step) and ranks.rank() == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        train_step(self, batch, monitor)
+        train_step(self, *given)
 
     with patch.object(trainer._Session, "_train_step", train_step):
         command_line(list(arguments))
