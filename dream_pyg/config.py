@@ -116,9 +116,9 @@ class RunConfig(BaseModel):
     num_neighbors: PositiveInt | None = None
     """Neighbours of each node in the relation graphs, at most as many as the store keeps; by default all of them."""
     feature_precision: FeaturePrecision = "auto"
-    """Type in which features are held and multiplied. ``auto`` is float32 or, where graphs are sampled, ``stored``: they
-    stay in their file as they are, and only rows in use are read. bfloat16 takes half the memory of float32 and, where
-    the processor has units for it, half the time of projections and of the similarity-supervised signal."""
+    """Type in which features are held and multiplied. ``auto`` is float32 or, where graphs are sampled, ``stored``:
+    they stay in their file as they are, and only rows in use are read. bfloat16 takes half the memory of float32 and,
+    where the processor has units for it, half the time of projections and of the similarity-supervised signal."""
     model: dict[str, Any]
     """``name`` and the hyper-parameters of that model's ``Config``, fully resolved."""
     training: TrainingConfig = TrainingConfig()

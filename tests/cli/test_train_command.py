@@ -108,6 +108,22 @@ def test_a_finished_run_resumes_to_the_same(command: Command, shop_graph: Path, 
         assert again.stdout == first.stdout
 
 
+def test_a_run_on_sampled_graphs_resumes_and_is_evaluated_on_some_users(
+    command: Command, shop_graph: Path, tmp_path: Path
+):
+    arguments = ["--model", "dream", "--sampled", *CPU, "--set", "training.epoch_steps=2"]
+    command("train", shop_graph, *arguments, "--run", tmp_path / "whole", "--set", "training.epochs=4")
+    command("train", shop_graph, *arguments, "--run", tmp_path / "parts", "--set", "training.epochs=2")
+    resumed = command("train", "--resume", "--run", tmp_path / "parts", "--set", "training.epochs=4")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert_same_result(tmp_path / "parts", tmp_path / "whole")
+    config = tomllib.loads((tmp_path / "whole" / "config.toml").read_text())
+    assert config["training"]["sampling"] == {"interactions": [8, 4], "relations": 4, "features": 4}
+    told = [command("evaluate", tmp_path / "whole", "--users", 7, "--format", "json") for _ in range(2)]
+    assert told[0].exit_code == 0, told[0].stderr
+    assert told[0].stdout == told[1].stdout != command("evaluate", tmp_path / "whole", "--format", "json").stdout
+
+
 def test_an_existing_directory_is_refused(command: Command, shop_graph: Path, tmp_path: Path):
     (tmp_path / "run").mkdir()
     result = command("train", shop_graph, "--model", "bpr", "--run", tmp_path / "run")
