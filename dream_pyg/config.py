@@ -34,15 +34,16 @@ FanOut = Annotated[int, Field(ge=-1)]
 
 
 class SamplingConfig(BaseModel):
-    """How many neighbours are drawn for each node where a step sees its batch's neighbourhood alone; -1 takes all."""
+    """How many neighbours are drawn for each mention of a node, where a step sees its batch's neighbourhood alone; -1
+    takes all. See :class:`~dream_pyg.graph.sampling.FanOuts`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    interactions: tuple[FanOut, ...] = (8, 4)
+    interactions: tuple[FanOut, ...] = (4, 2)
     """Over the interactions, hop by hop from the batch outwards."""
-    relations: FanOut = 4
+    relations: FanOut = 2
     """In each relation graph."""
-    features: FanOut = 4
+    features: FanOut = 2
     """Items whose features stand for those of a user."""
 
 
