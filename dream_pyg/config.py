@@ -34,8 +34,7 @@ FanOut = Annotated[int, Field(ge=-1)]
 
 
 class SamplingConfig(BaseModel):
-    """How many neighbours are drawn for each mention of a node, where a step sees its batch's neighbourhood alone; -1
-    takes all. See :class:`~dream_pyg.graph.sampling.FanOuts`."""
+    """How many neighbours are drawn for each mention of a node (:class:`~dream_pyg.graph.sampling.FanOuts`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
