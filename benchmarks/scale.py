@@ -80,12 +80,16 @@ def measure(directory: Path, num_items: int, options: argparse.Namespace) -> dic
     graph, run = directory / "graph", directory / f"run-{options.steps}"
     users = str(options.eval_users)
     stages = {
-        "build-graph": ["build-graph", str(directory), "-k", "10", "--out", str(graph)],
+        "build-graph": [
+            *("build-graph", str(directory), "-k", "10", "--out", str(graph)),
+            *(["--no-user-graphs"] if options.no_user_graphs else []),
+        ],
         "train": [
             "train", str(graph), "--model", options.model, "--run", str(run), "--sampled",
             *(f"--set={value}" for value in (
                 "training.epochs=2", f"training.epoch_steps={options.steps}", f"training.eval_users={users}",
-                "training.learning_rate=0.003", f"training.num_threads={options.threads}", *options.overrides,
+                "training.learning_rate=0.003", f"training.num_threads={options.threads}",
+                *(["model.use_user_graph=false"] if options.no_user_graphs else []), *options.overrides,
             )),
         ],
         "evaluate": ["evaluate", str(run), "--users", users],
@@ -114,6 +118,7 @@ def main() -> None:
     parser.add_argument("--eval-users", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--no-user-graphs", action="store_true", help="build no user-user graphs, and train without")
     parser.add_argument("--out", type=Path, help="directory for results.json and README.md")
     options = parser.parse_args()
     results = [measure(options.work / str(number), number, options) for number in sorted(options.items)]
