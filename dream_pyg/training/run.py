@@ -163,12 +163,21 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     target = resolve_device(device)
     prepared = prepare_graph(stored.graph, target, config.num_neighbors, config.held_precision)
     model = make_model(config, prepared, target)
+    load_best(paths, model)
+    return Run(paths, config, stored, prepared, model)
+
+
+def load_best(paths: RunPaths, model: Recommender) -> None:
+    """Give a model the weights of the best epoch.
+
+    Raises:
+        StoreError: If they are damaged or those of another model.
+    """
     weights, _ = load_tensors(paths.best)
     try:
         load_weights(model, weights)
     except RuntimeError as error:
         raise StoreError(f"{paths.best} does not fit the model of {paths.config}: {error}") from error
-    return Run(paths, config, stored, prepared, model)
 
 
 def make_model(config: RunConfig, graph: HeteroData, device: torch.device | None = None) -> Recommender:

@@ -25,7 +25,7 @@ from dream_pyg.errors import ConfigError, DataError, DreamPygError, Interrupted,
 from dream_pyg.evaluation import evaluate, parse_metric
 from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.schema import INTERACTS, label_name
-from dream_pyg.graph.store import load_graph
+from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import Batch, Recommender
 from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
 from dream_pyg.training.optimizers import make_optimizers
@@ -34,7 +34,7 @@ from dream_pyg.training.run import (
     RunPaths,
     describe_run,
     keep_epoch,
-    load_run,
+    load_best,
     load_weights,
     make_model,
     prepare_graph,
@@ -119,7 +119,7 @@ def train(
     with ranks.joined():
         paths = RunPaths(Path(run))
         _check_agreement({**config.to_dict(), "resume": resume})
-        session, info = ranks.together(lambda: _prepare(config, paths, resume, on_evaluation))
+        session, stored, info = ranks.together(lambda: _prepare(config, paths, resume, on_evaluation))
         _check_agreement({"graph fingerprint": info["graph_fingerprint"]})
         if resume:
             session.load()
@@ -133,12 +133,12 @@ def train(
             if not ranks.rank():
                 update_info(paths, status="interrupted" if isinstance(error, Interrupted) else "failed")
             raise
-        return _finish(paths, session, test=test)
+        return _finish(config, stored, session, test=test)
 
 
 def _prepare(
     config: RunConfig, paths: RunPaths, resume: bool, on_evaluation: OnEvaluation | None
-) -> tuple[_Session, dict[str, Any]]:
+) -> tuple[_Session, StoredGraph, dict[str, Any]]:
     """A session with its graph and model, and what ``run.json`` says of it."""
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
@@ -165,7 +165,7 @@ def _prepare(
         here = torch.device("cpu")
         whole = graph if device == here else prepare_graph(stored.graph, here, config.num_neighbors, "stored")
         steps = SampledSteps(whole, model, sampling, seed=config.training.seed, device=device)
-    return _Session(config, paths, graph, model, steps, on_evaluation), describe_run(config, stored, device)
+    return _Session(config, paths, graph, model, steps, on_evaluation), stored, describe_run(config, stored, device)
 
 
 def _check_agreement(told: Mapping[str, Any]) -> None:
@@ -291,6 +291,10 @@ class _Session:
             if epoch > self.epoch:
                 self.paths.epoch(epoch).unlink()
 
+    def let_go(self) -> None:
+        """Give back the memory of the model and of its optimizers, for good."""
+        del self.model, self.optimizers, self.steps
+
     def fit(self) -> None:
         """Train until the last epoch or until validation no longer improves, or solve what has a closed form."""
         if not self.optimizers:
@@ -406,15 +410,22 @@ class _Session:
         return evaluate(scorer, self.graph, "valid", ks=ks, metrics=list(names), num_users=users)
 
 
-def _finish(paths: RunPaths, session: _Session, *, test: bool) -> TrainResult:
+def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: bool) -> TrainResult:
     metrics: dict[str, float] = {}
+    paths = session.paths
     if test:
-        run = ranks.together(lambda: load_run(paths.root, device=str(session.device), graph=None))
         known = ranks.first_says(
             paths.test_metrics.is_file() and read_json(paths.test_metrics).get("epoch") == session.best_epoch
         )
         if not known:
-            lines = evaluate_lines(run, "test", num_users=session.config.eval_users)
+            session.let_go()  # of the trained model, so that there is room for the one with the best weights
+
+            def open_best() -> Run:
+                model = make_model(config, session.graph, session.device)
+                load_best(paths, model)
+                return Run(paths, config, stored, session.graph, model)
+
+            lines = evaluate_lines(ranks.together(open_best), "test", num_users=session.config.eval_users)
             ranks.first_does(lambda: write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": lines}))
         metrics = read_json(paths.test_metrics)["lines"]["general"]
     ended = {"status": "finished", "epochs": session.epoch, "best_epoch": session.best_epoch}
