@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -74,6 +76,28 @@ def joined() -> Iterator[None]:
         _store = None  # which only a failure needs
     finally:
         dist.destroy_process_group()
+
+
+def run_and_leave(command: Callable[[], object]) -> None:
+    """Run a command line and, in a process that torchrun started, end at once by its exit code.
+
+    What libraries take down after Python, threads of gloo among it, now and then aborts a process that has done all its
+    work, and torchrun would take that for a failure.
+    """
+    if num_launched() == 1:
+        command()
+        return
+    code = 1
+    try:
+        command()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def share(work: Sequence[T]) -> Sequence[T]:

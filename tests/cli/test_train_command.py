@@ -184,7 +184,8 @@ def test_evaluate_on_valid_gives_what_chose_the_epoch(command: Command, shop_run
     told = json.loads(command("evaluate", shop_run, "--split", "valid", "--format", "json").stdout)
     lines = [json.loads(line)["valid"] for line in (shop_run / "metrics.jsonl").read_text().splitlines()]
     best = max(lines, key=lambda metrics: metrics["recall@20"])
-    assert {name: told["lines"]["general"][name] for name in best} == best
+    # The training leaves out users without a hit, so that sums are made in another order.
+    assert {name: told["lines"]["general"][name] for name in best} == pytest.approx(best, rel=1e-6)
 
 
 def test_masking_validation_items_never_lowers_a_hit(command: Command, shop_run: Path):

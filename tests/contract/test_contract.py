@@ -246,8 +246,8 @@ def test_interrupted_inside_an_epoch_and_resumed_is_uninterrupted(name, stored, 
     step = trainer._Session._train_step
     with monkeypatch.context() as patched:
 
-        def interrupted_step(session, batch, monitor):
-            step(session, batch, monitor)
+        def interrupted_step(session, *given):
+            step(session, *given)
             if (session.epoch, session.step) == (1, 2):
                 signal.raise_signal(signal.SIGINT)
 

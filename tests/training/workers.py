@@ -189,4 +189,4 @@ def die(step: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    globals()[sys.argv[1]](*sys.argv[2:])
+    ranks.run_and_leave(lambda: globals()[sys.argv[1]](*sys.argv[2:]))
