@@ -77,7 +77,6 @@ class Neighborhood(NamedTuple):
     """
 
     nodes: dict[str, Ids]
-    num_seeds: dict[str, int]
     num_inner: dict[str, int]
     """Nodes of the batch and their neighbours in the relation graphs."""
     num_within: list[dict[str, int]]
@@ -85,6 +84,11 @@ class Neighborhood(NamedTuple):
     described: Ids
     """Items whose features are read: the inner ones, then those drawn for the inner users."""
     edges: dict[EdgeType, DrawnEdges]
+
+    @property
+    def num_seeds(self) -> dict[str, int]:
+        """Nodes of the batch."""
+        return self.num_within[0]
 
     def num_targets(self, edge_type: EdgeType) -> int:
         """Nodes that get a message over an edge type, other than the interactions."""
@@ -161,7 +165,7 @@ class NeighborSampler:
             num_within = [num_seeds]
             edges |= self._hops(mentions, num_within, random)
             nodes = {node: met[node].ids() for node in met}
-            return Neighborhood(nodes, num_seeds, num_inner, num_within, described.ids(), edges)
+            return Neighborhood(nodes, num_inner, num_within, described.ids(), edges)
         finally:
             for one in (*met.values(), described):
                 one.forget()
@@ -233,20 +237,19 @@ def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tup
     for node, ids in neighborhood.nodes.items():
         sampled[node].n_id = torch.from_numpy(ids)
         sampled[node].num_nodes = len(ids)
-        sampled[node].num_seeds = neighborhood.num_seeds[node]
         sampled[node].num_inner = neighborhood.num_inner[node]
     for edge_type, drawn in neighborhood.edges.items():
         index = torch.from_numpy(np.stack([drawn.source, drawn.target]))
+        if edge_type not in (INTERACTS, REV_INTERACTS):
+            size = neighborhood.num_sources(edge_type), neighborhood.num_targets(edge_type)
+            sampled[edge_type].edge_index = EdgeIndex(index, sparse_size=size, sort_order="col")
         if edge_type == DESCRIBES:
-            weight = index.new_empty(0)
-        else:
-            weight = graph[edge_type].edge_weight.index_select(0, torch.from_numpy(drawn.edge))
-            weight.mul_(torch.from_numpy(drawn.scale))
+            continue
+        weight = graph[edge_type].edge_weight.index_select(0, torch.from_numpy(drawn.edge))
+        weight.mul_(torch.from_numpy(drawn.scale))
         if edge_type in (INTERACTS, REV_INTERACTS):
             sampled[edge_type].hops = _hops(neighborhood, edge_type, index, weight)
         else:
-            size = neighborhood.num_sources(edge_type), neighborhood.num_targets(edge_type)
-            sampled[edge_type].edge_index = EdgeIndex(index, sparse_size=size, sort_order="col")
             sampled[edge_type].edge_weight = weight
     described = torch.from_numpy(neighborhood.described)
     for modality in modalities:
@@ -260,18 +263,9 @@ def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tup
     return sampled
 
 
-def all_nodes(nodes: NodeStorage) -> None:
-    """All nodes of a graph."""
-
-
-def inner_nodes(nodes: NodeStorage) -> int | None:
-    """How many nodes of a sampled graph, from the first on, may send messages over relation graphs."""
-    return nodes.get("num_inner")
-
-
-def batch_nodes(nodes: NodeStorage) -> int | None:
-    """How many nodes of a sampled graph, from the first on, are those of its batch."""
-    return nodes.get("num_seeds")
+def inner_rows(nodes: NodeStorage, rows: Tensor) -> Tensor:
+    """The rows of the nodes that may send messages over relation graphs: in a whole graph all of them."""
+    return rows[: nodes.num_inner] if "num_inner" in nodes else rows
 
 
 def interaction_hops(store: EdgeStorage, num_hops: int) -> list[tuple[EdgeIndex, Tensor]]:

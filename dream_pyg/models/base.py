@@ -11,11 +11,10 @@ from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
-from torch_geometric.data.storage import NodeStorage
 
 from dream_pyg.errors import ConfigError, TrainingError
 from dream_pyg.graph.csr import UserItems, csr_product, row_entries
-from dream_pyg.graph.sampling import ReceptiveField, all_nodes
+from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.nn.alignment import BehaviorModalAlignment
 from dream_pyg.nn.tables import embedding_rows as embedding_rows
@@ -222,18 +221,10 @@ class Recommender(nn.Module):
         """
         return None
 
-    def initial_embeddings(
-        self, graph: HeteroData, part: Callable[[NodeStorage], int | None] = all_nodes
-    ) -> Embeddings:
-        """The ID embeddings of the graph's nodes before any propagation.
-
-        Args:
-            graph: The graph.
-            part: How many of a sampled graph's nodes are wanted, from the first on.
-        """
-        user, item = graph[USER], graph[ITEM]
+    def initial_embeddings(self, graph: HeteroData) -> Embeddings:
+        """The ID embeddings of the graph's nodes before any propagation."""
         return Embeddings(
-            embedding_rows(self.user_embedding, user, part(user)), embedding_rows(self.item_embedding, item, part(item))
+            embedding_rows(self.user_embedding, graph[USER]), embedding_rows(self.item_embedding, graph[ITEM])
         )
 
     def fit(self, graph: HeteroData) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from dream_pyg.errors import ConfigError
-from dream_pyg.graph.sampling import ReceptiveField, batch_nodes, inner_nodes
+from dream_pyg.graph.sampling import ReceptiveField, inner_rows
 from dream_pyg.graph.schema import (
     ITEM,
     USER,
@@ -158,11 +158,7 @@ class DREAM(Recommender):
 
     def dual_representations(self, graph: HeteroData) -> DualRepresentations:
         """The behavior line (Eq. 3) and the modal line (Eq. 7)."""
-        initial = self.initial_embeddings(graph)
-        behavior = propagate_interactions(self.propagation, graph, *initial, self.config.num_layers)
-        propagated = self.config.gate_input == "propagated"
-        source = behavior if propagated else self.initial_embeddings(graph, inner_nodes)
-        return DualRepresentations(behavior, self.modal_line(graph, source))
+        return self._lines(graph, self.initial_embeddings(graph))
 
     def receptive_field(self) -> ReceptiveField:
         """The behavior line's hops, and a hop over each relation graph from nodes with features.
@@ -183,6 +179,12 @@ class DREAM(Recommender):
             features=modalities,
             user_features=True,
         )
+
+    def _lines(self, graph: HeteroData, initial: Embeddings) -> DualRepresentations:
+        behavior = propagate_interactions(self.propagation, graph, *initial, self.config.num_layers)
+        source = behavior if self.config.gate_input == "propagated" else initial
+        inner = Embeddings(inner_rows(graph[USER], source.user), inner_rows(graph[ITEM], source.item))
+        return DualRepresentations(behavior, self.modal_line(graph, inner))
 
     def modal_line(self, graph: HeteroData, source: Embeddings) -> Embeddings:
         """Filter gates, one hop over each relation graph, and the weighted sum over modalities (Eq. 4-7).
@@ -208,7 +210,8 @@ class DREAM(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 15 and the L2 term, weighted."""
         config = self.config
-        behavior, modal = self.dual_representations(graph)
+        initial = self.initial_embeddings(graph)
+        behavior, modal = self._lines(graph, initial)
         behavior_user, modal_user = behavior.user[batch.user], modal.user[batch.user]
         behavior_item, behavior_neg = batch.split_items(behavior.item)
         modal_item, modal_neg = batch.split_items(modal.item)
@@ -218,7 +221,6 @@ class DREAM(Recommender):
         if config.signal_weight:
             terms["signal"] = config.signal_weight * self._signal(graph, batch, modal_user, modal_item)
         if config.l2_weight:
-            initial = self.initial_embeddings(graph, batch_nodes)
             initial_rows = initial.user[batch.user], *batch.split_items(initial.item)
             terms["l2"] = config.l2_weight * l2_loss(*initial_rows)
         return terms

@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.sampling import ReceptiveField, batch_nodes, interaction_hops
+from dream_pyg.graph.sampling import ReceptiveField, interaction_hops
 from dream_pyg.graph.schema import INTERACTS, REV_INTERACTS
 from dream_pyg.models.base import Batch, Embeddings, Recommender, model_config, xavier_embedding
 from dream_pyg.nn.losses import bpr_loss, l2_loss
@@ -69,8 +69,7 @@ class LightGCN(Recommender):
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """Mean of layers 0..L."""
-        initial = self.initial_embeddings(graph)
-        return propagate_interactions(self.propagation, graph, *initial, self.config.num_layers)
+        return self._propagate(graph, self.initial_embeddings(graph))
 
     def receptive_field(self) -> ReceptiveField:
         """L hops over the interactions."""
@@ -78,10 +77,13 @@ class LightGCN(Recommender):
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR on the propagated, L2 on the initial embeddings of the batch."""
-        user, item = self(graph)
-        initial = self.initial_embeddings(graph, batch_nodes)
+        initial = self.initial_embeddings(graph)
+        user, item = self._propagate(graph, initial)
         initial_rows = initial.user[batch.user], *batch.split_items(initial.item)
         return {
             "bpr": bpr_loss(user[batch.user], *batch.split_items(item)),
             "l2": self.config.l2_weight * l2_loss(*initial_rows),
         }
+
+    def _propagate(self, graph: HeteroData, initial: Embeddings) -> Embeddings:
+        return propagate_interactions(self.propagation, graph, *initial, self.config.num_layers)

@@ -45,14 +45,12 @@ def xavier_embedding(num_rows: int, embedding_dim: int) -> nn.Parameter:
     return RowShard(rows, num_rows)
 
 
-def embedding_rows(table: Tensor, nodes: NodeStorage, number: int | None = None) -> Tensor:
+def embedding_rows(table: Tensor, nodes: NodeStorage) -> Tensor:
     """The rows of a table for the nodes of a graph.
 
     Args:
         table: One row for each node of the whole graph (N, D), or this process's shard of it.
         nodes: The nodes' storage; that of a sampled graph says in ``n_id`` which of all nodes it holds.
-        number: How many of a sampled graph's nodes are wanted, from the first on; by default all. To look rows up again
-            costs less than the gradient of a slice, which has the size of the whole.
 
     Returns:
         The table itself for the whole graph; for a sampled one its nodes' rows, whose gradient is sparse. Those of a
@@ -61,5 +59,5 @@ def embedding_rows(table: Tensor, nodes: NodeStorage, number: int | None = None)
     if "n_id" not in nodes:
         return table.whole() if isinstance(table, RowShard) else table
     if isinstance(table, RowShard):
-        return table.look_up(nodes.n_id[:number], sparse=True)
-    return F.embedding(nodes.n_id[:number], table, sparse=True)
+        return table.look_up(nodes.n_id, sparse=True)
+    return F.embedding(nodes.n_id, table, sparse=True)
