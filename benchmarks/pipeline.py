@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -19,11 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dream_pyg import DatasetConfig, RunConfig, build_store, evaluate, load_run, train
+from dream_pyg.bench.machine import describe_process
 from dream_pyg.data.files import write_json
-from dream_pyg.graph.processor import processor_name
 
 
 def repeat(action: Callable[[], Any], repetitions: int) -> dict[str, float]:
@@ -59,13 +56,7 @@ def main() -> None:
         config = config.with_modality(modality, features=file)
     report: dict[str, Any] = {
         "dataset": config.name,
-        "machine": {
-            "processor": processor_name(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "date": time.strftime("%Y-%m-%d"),
+        **describe_process(),
         "repetitions": arguments.repetitions,
         "seconds": {},
     }

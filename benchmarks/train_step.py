@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import platform
 import statistics
 import tempfile
 import time
@@ -30,12 +29,13 @@ from torch_geometric.nn import LGConv
 from torch_geometric.nn.models import LightGCN as PyGLightGCN
 
 from dream_pyg import BPR, DREAM, Batch, Embeddings, LightGCN, Recommender, build_graph, evaluate, load_graph
+from dream_pyg.bench.machine import describe_process
 from dream_pyg.bench.workloads import find_workload, power_law_pairs
 from dream_pyg.data.dataset import Dataset, Modality
 from dream_pyg.data.features import FeatureMatrix
 from dream_pyg.data.files import write_json
 from dream_pyg.data.interactions import TEST, TRAIN, VALID, Interactions
-from dream_pyg.graph.processor import has_bfloat16_units, processor_name
+from dream_pyg.graph.processor import has_bfloat16_units
 from dream_pyg.graph.schema import INTERACTS, ITEM, REV_INTERACTS, USER, feature_name, knn_edge
 from dream_pyg.nn.alignment import info_nce
 from dream_pyg.nn.losses import bpr_loss, l2_loss
@@ -515,13 +515,7 @@ def main() -> None:
         write_json(
             arguments.out,
             {
-                "machine": {
-                    "processor": processor_name(),
-                    "threads": torch.get_num_threads(),
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                },
-                "date": time.strftime("%Y-%m-%d"),
+                **describe_process(),
                 "rounds": arguments.rounds,
                 "differences": {name: difference._asdict() for name, difference in differences.items()},
                 "milliseconds": milliseconds,

@@ -8,6 +8,8 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
 from dream_pyg.graph.processor import processor_name
 
 _PACKAGES = ("dream-pyg", "numpy", "torch", "faiss-cpu", "scikit-learn", "pynndescent", "hnswlib", "usearch")
@@ -21,6 +23,19 @@ def describe_machine() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def describe_process() -> dict[str, Any]:
+    """Where and when this process measures itself, with the threads that it may use."""
+    return {
+        "machine": {
+            "processor": processor_name(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
         "date": time.strftime("%Y-%m-%d"),
     }
 

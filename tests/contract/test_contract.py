@@ -32,7 +32,6 @@ from dream_pyg.graph.schema import (
 from dream_pyg.graph.store import StoredGraph, build_store
 from dream_pyg.models import MODELS, Batch, Embeddings, Recommender
 from dream_pyg.models.base import ClosedForm
-from dream_pyg.ranking import SeenItems, recommend
 from dream_pyg.serving import EXPORT_FORMATS, export_run, load_index, recommend_table
 from dream_pyg.training import trainer
 from dream_pyg.training.checkpoint import load_checkpoint
@@ -40,7 +39,7 @@ from dream_pyg.training.run import load_run
 from dream_pyg.training.trainer import train
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import MODALITIES, PlantedBlocks, random_dataset, write_files
-from tests.training.runs import assert_same, assert_same_run, configure, read_checkpoint, read_metrics
+from tests.training.runs import assert_learns, assert_same, assert_same_run, configure, read_checkpoint, read_metrics
 
 IMPERSONAL = {"popularity": "the same ranking for every user cannot know anyone's block, and nothing is trained"}
 PERSONAL = [name for name in MODELS if name not in IMPERSONAL]
@@ -83,12 +82,7 @@ def total_loss(model: Recommender, graph) -> torch.Tensor:
 def test_learns_the_planted_blocks(name, stored, tmp_path):
     # 30 epochs of 3 steps; only the last is evaluated, so nothing but training decides.
     options = {"epochs": 30, "evaluate_every": 30, "batch_size": 64, "learning_rate": 0.02}
-    train(configure(stored, name, **options), tmp_path / "run")
-    run = load_run(tmp_path / "run", device="cpu")
-    users = torch.arange(len(BLOCKS.user_block))
-    seen = SeenItems.from_pairs(stored.graph[INTERACTS][label_name("train")], len(users))
-    best = recommend(run.scorer(), users, 1, seen).item.squeeze(1)
-    np.testing.assert_array_equal(BLOCKS.item_block[best], BLOCKS.user_block)
+    assert_learns(BLOCKS, configure(stored, name, **options), tmp_path / "run")
 
 
 def test_only_models_without_parameters_are_excused_from_gradients_and_only_those_alike_for_all_from_learning(stored):

@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import load_tensors, read_json
+from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import StoredGraph
+from dream_pyg.ranking import SeenItems, recommend
 from dream_pyg.training.checkpoint import load_checkpoint
-from dream_pyg.training.run import RunPaths
+from dream_pyg.training.run import RunPaths, load_run
+from dream_pyg.training.trainer import train
+from tests.graphs import PlantedBlocks
 
 _TIMINGS = ("train_seconds", "evaluate_seconds", "triplets_per_second")
 
@@ -63,6 +68,16 @@ def assert_same_run(first: Path, second: Path) -> None:
     outcome = ("status", "epochs", "best_epoch", "graph_fingerprint", "seed")
     infos = [read_json(paths.info) for paths in (one, other)]
     assert [infos[0][key] for key in outcome] == [infos[1][key] for key in outcome]
+
+
+def assert_learns(blocks: PlantedBlocks, config: RunConfig, run: Path) -> None:
+    """A model that is trained so puts an item of a user's own block first, for every user."""
+    train(config, run)
+    trained = load_run(run, device="cpu")
+    users = torch.arange(len(blocks.user_block))
+    seen = SeenItems.from_pairs(trained.graph[INTERACTS][label_name("train")], len(users))
+    best = recommend(trained.scorer(), users, 1, seen).item.squeeze(1)
+    np.testing.assert_array_equal(blocks.item_block[best], blocks.user_block)
 
 
 def _untimed(line: str) -> dict[str, Any]:
