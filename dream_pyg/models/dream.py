@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
 from dream_pyg.errors import ConfigError
+from dream_pyg.graph.co_occurrence import item_co_occurrence
 from dream_pyg.graph.sampling import ReceptiveField, inner_rows
 from dream_pyg.graph.schema import (
     ITEM,
+    REV_INTERACTS,
     USER,
     count_name,
     feature_modalities,
@@ -38,7 +41,7 @@ from dream_pyg.nn.alignment import BehaviorModalAlignment, Precision
 from dream_pyg.nn.gates import FilterGate
 from dream_pyg.nn.item_features import FeatureScaling, feature_rows, scale_projection
 from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity_signal_norm
-from dream_pyg.nn.propagation import Propagation
+from dream_pyg.nn.propagation import Propagation, mean_of_neighbors
 from dream_pyg.nn.user_features import mean_over_items, summed_features
 
 _PAPER_WEIGHTS = {"image": 0.3, "text": 0.7}
@@ -72,6 +75,8 @@ class DREAM(Recommender):
         of sums. UNKNOWN in the paper: the three loss weights and the number of neighbours; the defaults were chosen
         on validation.
     """
+
+    co_occurrence_edges: EdgeIndex
 
     @model_config
     class Config:
@@ -114,13 +119,22 @@ class DREAM(Recommender):
         squared_signal: bool = True
         """Mean squared error (second version of the paper) instead of the norm (first version) in Eq. 12."""
 
+        user_modal: Literal["user_graph", "items"] = "user_graph"
+        """What a user's part of the modal line is: the filtered ID embedding passed over the user-user graphs (Eq. 6),
+        or the mean of the modal line over the items that the user took. Not in the paper."""
+        co_occurrence_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+        """Share of an item's part of the modal line that comes, unfiltered, from the items most often taken with it,
+        in place of those that look or read like it. Not in the paper."""
+        num_co_occurring_items: PositiveInt = 10
+        """How many items at most an item listens to for that."""
         alignment_precision: Precision = "auto"
         """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
 
     @classmethod
     def requirements(cls, config: Any) -> Requirements:
         """Features, and the relation graphs in use."""
-        return Requirements(features=True, item_knn=config.use_item_graph, user_knn=config.use_user_graph)
+        user_knn = config.use_user_graph and config.user_modal == "user_graph"
+        return Requirements(features=True, item_knn=config.use_item_graph, user_knn=user_knn)
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
@@ -142,6 +156,9 @@ class DREAM(Recommender):
             features, has = graph[ITEM][feature_name(modality)], graph[ITEM][mask_name(modality)]
             mean = features.sum(dim=0, dtype=torch.float32) / has.sum().clamp(min=1) * self.config.center_signal
             self.register_buffer(f"mean_{modality}", mean, persistent=False)
+        if self.config.co_occurrence_share:
+            edge_index, _ = item_co_occurrence(graph, self.config.num_co_occurring_items)
+            self.register_buffer("co_occurrence_edges", edge_index, persistent=False)
         self.propagation = Propagation()
         self.alignment = BehaviorModalAlignment(
             self.config.intra_weight,
@@ -166,10 +183,16 @@ class DREAM(Recommender):
         Raises:
             ConfigError: If the gate filters what is propagated, which takes the whole graph.
         """
-        if self.config.gate_input == "propagated":
+        config = self.config
+        whole = {
+            "gate_input = 'propagated'": config.gate_input == "propagated",
+            "user_modal = 'items'": config.user_modal == "items",
+            "co_occurrence_share > 0": config.co_occurrence_share > 0,
+        }
+        if asked := [option for option, is_on in whole.items() if is_on]:
             raise ConfigError(
-                "DREAM with gate_input = 'propagated' needs the behavior line of neighbours' neighbours, so it cannot "
-                "be trained on sampled graphs. Take gate_input = 'id', or train on the whole graph."
+                f"DREAM with {' and '.join(asked)} needs more of the graph than a batch's neighbours, so it cannot be "
+                "trained on sampled graphs. Leave that out, or train on the whole graph."
             )
         modalities = tuple(self.modality_weights)
         return ReceptiveField(
@@ -193,19 +216,30 @@ class DREAM(Recommender):
             graph: The graph.
             source: What the gates filter.
         """
-        views = [self._modal_view(graph, modality, source) for modality in self.modality_weights]
-        users, items = zip(*views, strict=True)
-        return Embeddings(functools.reduce(operator.add, users), functools.reduce(operator.add, items))
+        config = self.config
+        filtered = {modality: self.filter(graph, modality, source) for modality in self.modality_weights}
+        item = self._fuse(graph, ITEM, {modality: rows.item for modality, rows in filtered.items()})
+        if share := config.co_occurrence_share:
+            taken_together = mean_of_neighbors(self.propagation, source.item, self.co_occurrence_edges)
+            item = (1 - share) * item + share * taken_together
+        if config.user_modal == "items":
+            return Embeddings(mean_of_neighbors(self.propagation, item, graph[REV_INTERACTS].edge_index), item)
+        return Embeddings(self._fuse(graph, USER, {modality: rows.user for modality, rows in filtered.items()}), item)
 
     def filter(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
-        """The modality's filter gate on users and items (Eq. 4); in a sampled graph, on the inner ones."""
+        """The modality's filter gate on users and items (Eq. 4); in a sampled graph, on the inner ones.
+
+        Users whose modal line comes from their items are left as they are.
+        """
         if not self.config.use_gate:
             return source
         gate = cast(FilterGate, self.gates[modality])
         item = gate.project(graph[ITEM][feature_name(modality)])
         item = scale_projection(graph, modality, item, self.config.feature_scaling)
-        user = mean_over_items(self.propagation, graph, modality, item)
-        return Embeddings(gate(user, source.user), gate(item[: len(source.item)], source.item))
+        filtered = gate(item[: len(source.item)], source.item)
+        if self.config.user_modal == "items":
+            return Embeddings(source.user, filtered)
+        return Embeddings(gate(mean_over_items(self.propagation, graph, modality, item), source.user), filtered)
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 15 and the L2 term, weighted."""
@@ -246,17 +280,15 @@ class DREAM(Recommender):
         mean = self.get_buffer(f"mean_{modality}").to(rows.dtype)
         return rows.addcmul_(count.to(rows.dtype).unsqueeze(1), mean, value=-1)
 
-    def _modal_view(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
-        """One modality's share of the modal line, its weight included."""
-        user, item = self.filter(graph, modality, source)
-        return Embeddings(
-            self._convolve(graph, USER, modality, user, self.config.use_user_graph),
-            self._convolve(graph, ITEM, modality, item, self.config.use_item_graph),
-        )
-
-    def _convolve(self, graph: HeteroData, node: str, modality: str, x: Tensor, use_graph: bool) -> Tensor:
-        weight = self.modality_weights[modality]
-        if not use_graph:
-            return weight * x
-        store = graph[knn_edge(node, modality)]
-        return self.propagation(x, store.edge_index, weight * store.edge_weight)  # fewer edges than entries of x
+    def _fuse(self, graph: HeteroData, node: str, filtered: dict[str, Tensor]) -> Tensor:
+        """One hop over each modality's relation graph (Eq. 6), and the weighted sum (Eq. 7)."""
+        use_graph = self.config.use_user_graph if node == USER else self.config.use_item_graph
+        views = []
+        for modality, x in filtered.items():
+            weight = self.modality_weights[modality]
+            if use_graph:
+                store = graph[knn_edge(node, modality)]
+                views.append(self.propagation(x, store.edge_index, weight * store.edge_weight))
+            else:
+                views.append(weight * x)
+        return functools.reduce(operator.add, views)

@@ -9,8 +9,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.co_occurrence import co_occurrence_blocks, highest_of_rows
-from dream_pyg.graph.schema import INTERACTS
+from dream_pyg.graph.co_occurrence import item_co_occurrence
 from dream_pyg.models.base import ClosedForm, ItemWeights, model_config
 
 
@@ -61,15 +60,8 @@ class ItemKNN(ClosedForm):
     @torch.no_grad()
     def fit(self, graph: HeteroData) -> None:
         """Compute the K highest similarities of each item."""
-        user, item = graph[INTERACTS].edge_index.as_tensor()
-        norm = torch.bincount(item, minlength=self.num_items).double().sqrt()
-        parts = []
-        for scored, taken, shared in co_occurrence_blocks(item, user, (self.num_items, self.num_users)):
-            similarity = shared / (norm[scored] * norm[taken] + self.config.shrinkage)
-            others = scored != taken
-            kept = (scored[others], taken[others], similarity[others])
-            parts.append(highest_of_rows(*kept, self.config.num_item_neighbors))
-        scored, taken, similarity = (torch.cat(part) for part in zip(*parts, strict=True))
+        edge_index, similarity = item_co_occurrence(graph, self.config.num_item_neighbors, self.config.shrinkage)
+        taken, scored = edge_index.as_tensor()
         order = torch.argsort(taken, stable=True)
         count = torch.bincount(taken, minlength=self.num_items)
         self.pointer = torch.cat([count.new_zeros(1), count.cumsum(0)])
