@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -26,7 +27,8 @@ from dream_pyg.data.files import write_text
 from dream_pyg.data.validation import explain
 from dream_pyg.errors import ConfigError
 from dream_pyg.evaluation import parse_metric
-from dream_pyg.models import find_model
+from dream_pyg.models import MODELS, find_model
+from dream_pyg.models.base import ClosedForm
 from dream_pyg.presets import find_preset
 
 FeaturePrecision = Literal["auto", "float32", "bfloat16", "stored"]
@@ -44,6 +46,35 @@ class SamplingConfig(BaseModel):
     """In each relation graph."""
     features: FanOut = 2
     """Items whose features stand for those of a user."""
+
+
+class TeacherConfig(BaseModel):
+    """A model in closed form whose recommendations are further positives (:mod:`dream_pyg.training.teacher`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: NonNegativeFloat = 0.3
+    """Taught triplets for each of train; 0 is no teacher."""
+    num_items: PositiveInt = 20
+    """How many of its best items the teacher gives each user."""
+    rank_decay: PositiveFloat = 10.0
+    """Ranks after which the chance of an item to be drawn is lower by a factor of e."""
+    model: dict[str, Any] = Field(default={}, validate_default=True)
+    """``name`` of the teacher, addease unless said otherwise (or ease, itemknn), and its hyper-parameters."""
+
+    @field_validator("model")
+    @classmethod
+    def _resolved(cls, model: dict[str, Any]) -> dict[str, Any]:
+        name, hyperparameters = _split_name({"name": "addease", **model})
+        if not issubclass(find_model(name), ClosedForm):
+            able = ", ".join(known for known, kind in MODELS.items() if issubclass(kind, ClosedForm))
+            raise ConfigError(f"Model {name!r} cannot be a teacher, as it has no closed form; choose one of {able}.")
+        return {"name": name, **_as_dict(_model_config(name, hyperparameters))}
+
+    @property
+    def hyperparameters(self) -> Any:
+        """The teacher's own ``Config`` instance."""
+        return _model_config(*_split_name(self.model))
 
 
 class TrainingConfig(BaseModel):
@@ -81,6 +112,8 @@ class TrainingConfig(BaseModel):
     sampling: SamplingConfig | None = None
     """Whether each step sees a sampled neighbourhood of its batch, as large catalogues need, and how large a one; by
     default it sees the whole graph."""
+    teacher: TeacherConfig | None = None
+    """Whether a closed-form model's recommendations are further positives; by default train is all there is."""
     num_threads: PositiveInt | None = None
     """CPU threads of each process; by default as PyTorch chooses."""
     shard_tables: bool = False

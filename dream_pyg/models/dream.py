@@ -127,6 +127,8 @@ class DREAM(Recommender):
         in place of those that look or read like it. Not in the paper."""
         num_co_occurring_items: PositiveInt = 10
         """How many items at most an item listens to for that."""
+        co_occurrence_shrinkage: NonNegativeFloat = 5.0
+        """What is added to the norm of their cosine: items with few users are then less alike."""
         alignment_precision: Precision = "auto"
         """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
 
@@ -157,7 +159,9 @@ class DREAM(Recommender):
             mean = features.sum(dim=0, dtype=torch.float32) / has.sum().clamp(min=1) * self.config.center_signal
             self.register_buffer(f"mean_{modality}", mean, persistent=False)
         if self.config.co_occurrence_share:
-            edge_index, _ = item_co_occurrence(graph, self.config.num_co_occurring_items)
+            edge_index, _ = item_co_occurrence(
+                graph, self.config.num_co_occurring_items, self.config.co_occurrence_shrinkage
+            )
             self.register_buffer("co_occurrence_edges", edge_index, persistent=False)
         self.propagation = Propagation()
         self.alignment = BehaviorModalAlignment(

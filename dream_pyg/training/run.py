@@ -191,22 +191,8 @@ def make_model(config: RunConfig, graph: HeteroData, device: torch.device | None
     Raises:
         ConfigError: If the graph lacks features or relation graphs, or the model's tables cannot be sharded.
     """
+    check_requirements(config.model_name, config.hyperparameters, graph)
     model_class = find_model(config.model_name)
-    needs = model_class.requirements(config.hyperparameters)
-    lacking = [
-        what
-        for needed, present, what in (
-            (needs.features, feature_modalities(graph), "features of any modality"),
-            (needs.item_knn, knn_modalities(graph, ITEM), "an item-item kNN graph"),
-            (needs.user_knn, knn_modalities(graph, USER), "a user-user kNN graph"),
-        )
-        if needed and not present
-    ]
-    if lacking:
-        raise ConfigError(
-            f"Model {config.model_name!r} needs {' and '.join(lacking)}, which the graph does not have. "
-            "Build the graph with modality features and with user graphs, or choose a model or options without them."
-        )
     device = device or torch.device("cpu")
     if not config.training.shard_tables:
         return model_class(graph, config.hyperparameters).to(device)
@@ -218,6 +204,34 @@ def make_model(config: RunConfig, graph: HeteroData, device: torch.device | None
         )
     with sharded_tables(device) if ranks.num_ranks() > 1 else nullcontext():
         return model_class(graph, config.hyperparameters).to(device)
+
+
+def check_requirements(name: str, hyperparameters: Any, graph: HeteroData) -> None:
+    """Refuse a graph that lacks what a model needs.
+
+    Args:
+        name: The model's registered name.
+        hyperparameters: Its ``Config``.
+        graph: The graph.
+
+    Raises:
+        ConfigError: If features or relation graphs are missing; the message says which.
+    """
+    needs = find_model(name).requirements(hyperparameters)
+    lacking = [
+        what
+        for needed, present, what in (
+            (needs.features, feature_modalities(graph), "features of any modality"),
+            (needs.item_knn, knn_modalities(graph, ITEM), "an item-item kNN graph"),
+            (needs.user_knn, knn_modalities(graph, USER), "a user-user kNN graph"),
+        )
+        if needed and not present
+    ]
+    if lacking:
+        raise ConfigError(
+            f"Model {name!r} needs {' and '.join(lacking)}, which the graph does not have. "
+            "Build the graph with modality features and with user graphs, or choose a model or options without them."
+        )
 
 
 def prepare_graph(

@@ -9,6 +9,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.errors import TrainingError
 from dream_pyg.graph.schema import INTERACTS, ITEM, label_name
 from dream_pyg.models.base import Batch
+from dream_pyg.training.teacher import TaughtItems
 
 _REJECTION_ROUNDS = 32
 _LISTED_CANDIDATES = 1 << 22
@@ -20,18 +21,22 @@ class TripletSampler:
     Negatives are uniform over the items that occur in train, without those that the user interacted with in train:
     one per interaction, redrawn each epoch (the protocol of the field's tables).
 
+    A teacher's items are positives of further triplets, of users as often as they have train interactions.
+
     Args:
         graph: The graph whose train pairs are sampled.
+        taught: What a teacher would recommend, if there is one.
 
     Raises:
         TrainingError: If no user has an item left that could be a negative.
     """
 
-    def __init__(self, graph: HeteroData) -> None:
+    def __init__(self, graph: HeteroData, taught: TaughtItems | None = None) -> None:
         user, item = graph[INTERACTS][label_name("train")].cpu()
         self._num_items = int(graph[ITEM].num_nodes)
         self._keys = torch.sort(user * self._num_items + item).values
         self._train_items = torch.unique(item)
+        self._taught = taught
         # A user who has every train item has no negative: such pairs still propagate but cannot be ranked.
         can_rank = torch.bincount(user)[user] < len(self._train_items)
         self._user, self._item = user[can_rank], item[can_rank]
@@ -48,11 +53,26 @@ class TripletSampler:
 
         Args:
             generator: Where chance comes from.
-            num_triplets: How many at most; by default one for each interaction.
+            num_triplets: How many at most; by default one for each interaction, and those that are taught.
         """
+        if self._taught is not None and num_triplets is not None:
+            num_triplets = round(num_triplets / (1 + self._taught.share))
         order = torch.randperm(len(self), generator=generator)[:num_triplets]
         user, pos_item = self._user[order], self._item[order]
+        if self._taught is not None:
+            user, pos_item = self._with_taught(user, pos_item, self._taught, generator)
         return Batch(user, pos_item, self._draw_negatives(user, generator))
+
+    def _with_taught(
+        self, user: Tensor, pos_item: Tensor, taught: TaughtItems, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """These pairs and the teacher's, shuffled."""
+        drawn = torch.randint(len(self), (round(taught.share * len(user)),), generator=generator)
+        learner = self._user[drawn]
+        item = taught.draw(learner, generator)
+        user, pos_item = torch.cat([user, learner[item >= 0]]), torch.cat([pos_item, item[item >= 0]])
+        order = torch.randperm(len(user), generator=generator)
+        return user[order], pos_item[order]
 
     def _draw_negatives(self, user: Tensor, generator: torch.Generator) -> Tensor:
         neg_item = torch.empty_like(user)

@@ -1,0 +1,83 @@
+"""A teacher's items: what it ranks highest, how often they are drawn, and training with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dream_pyg.config import RunConfig, TeacherConfig
+from dream_pyg.errors import ConfigError
+from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.models import find_model
+from dream_pyg.training.run import RunPaths, load_run
+from dream_pyg.training.teacher import TaughtItems, teach
+from dream_pyg.training.trainer import train
+from dream_pyg.training.triplets import TripletSampler
+from tests.training.runs import configure
+
+
+@pytest.mark.parametrize("name", ["addease", "ease", "itemknn"])
+def test_taught_are_the_best_items_that_the_user_did_not_take(stored, name):
+    graph, config = stored.graph, TeacherConfig(model={"name": name}, num_items=7)
+    taught = teach(graph, config)
+    model = find_model(name)(graph, config.hyperparameters)
+    model.fit(graph)
+    user, item = graph[INTERACTS][label_name("train")]
+    scores = model(graph).scores(torch.arange(model.num_users))
+    scores[user, item] = -torch.inf
+    assert taught.item.shape == (model.num_users, 7)
+    torch.testing.assert_close(scores.gather(1, taught.item), scores.topk(7).values)
+
+
+def test_ranks_are_drawn_by_their_position():
+    taught = TaughtItems(torch.arange(4).repeat(2, 1), torch.exp(-torch.arange(4, dtype=torch.float64) / 2), 1.0)
+    drawn = taught.draw(torch.ones(40_000, dtype=torch.long), torch.Generator().manual_seed(0))
+    expected = taught.chance / taught.chance.sum()
+    torch.testing.assert_close(drawn.bincount() / 40_000, expected.float(), atol=0.01, rtol=0)
+
+
+def test_an_epoch_has_all_of_train_and_a_share_that_is_taught(stored):
+    graph = stored.graph
+    taught = teach(graph, TeacherConfig(share=0.5))
+    plain, both = TripletSampler(graph), TripletSampler(graph, taught)
+    triplets = both.epoch(torch.Generator().manual_seed(0))
+    assert len(triplets.user) == len(plain) + round(0.5 * len(plain))
+    user, item = graph[INTERACTS][label_name("train")]
+    key = triplets.user * 10_000 + triplets.pos_item
+    is_train = torch.isin(key, user * 10_000 + item)
+    assert is_train.sum() == len(plain)
+    assert torch.equal(key[is_train].sort().values, (user * 10_000 + item).sort().values)
+    rest = ~is_train
+    assert (taught.item[triplets.user[rest]] == triplets.pos_item[rest, None]).any(dim=1).all()
+    assert not is_train[: len(plain)].all(), "taught triplets stand apart"
+    assert len(both.epoch(torch.Generator().manual_seed(0), 60).user) == 60
+
+
+def test_users_with_fewer_items_left_are_taught_those(stored):
+    item = torch.tensor([[3, -1]]).expand(stored.graph["user"].num_nodes, 2)
+    taught = TaughtItems(item, torch.ones(2), 1.0)
+    sampler = TripletSampler(stored.graph, taught)
+    triplets = sampler.epoch(torch.Generator().manual_seed(0))
+    assert (triplets.pos_item >= 0).all()
+    assert len(sampler) < len(triplets.user) < 2 * len(sampler)
+
+
+def test_a_run_learns_from_a_teacher_and_resumes_to_the_same_bits(stored, tmp_path):
+    teacher = {"share": 0.5, "model": {"l2_weight": 20.0}}
+    config = configure(stored, "bpr", epochs=2, teacher=teacher)
+    assert config.training.teacher.model["name"] == "addease"
+    whole = train(config, tmp_path / "whole")
+    short = configure(stored, "bpr", epochs=1, teacher=teacher)
+    train(short, tmp_path / "parts", test=False)
+    parts = train(config, tmp_path / "parts", resume=True)
+    assert parts.test_metrics == whole.test_metrics
+    plain = train(configure(stored, "bpr", epochs=2), tmp_path / "plain")
+    assert plain.valid_metrics != whole.valid_metrics
+    without = train(configure(stored, "bpr", epochs=2, teacher={"share": 0.0}), tmp_path / "without")
+    assert without.test_metrics == plain.test_metrics
+    assert load_run(tmp_path / "whole").config == RunConfig.load(RunPaths(tmp_path / "whole").config)
+
+
+def test_a_model_without_closed_form_cannot_teach(stored):
+    with pytest.raises(ConfigError, match=r"'lightgcn' cannot be a teacher.*choose one of addease, ease, itemknn"):
+        RunConfig.create(graph="g", model="bpr", overrides=["training.teacher.model.name=lightgcn"])
