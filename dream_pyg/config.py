@@ -21,6 +21,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from dream_pyg.data.files import write_text
@@ -61,6 +62,9 @@ class TeacherConfig(BaseModel):
     """Ranks after which the chance of an item to be drawn is lower by a factor of e."""
     model: dict[str, Any] = Field(default={}, validate_default=True)
     """``name`` of the teacher, addease unless said otherwise (or ease, itemknn), and its hyper-parameters."""
+    l2_weights: tuple[PositiveFloat, ...] = ()
+    """Values of the teacher's ``l2_weight``, of which the best by recall@20 on validation is taken; by default the
+    teacher's own."""
 
     @field_validator("model")
     @classmethod
@@ -71,10 +75,18 @@ class TeacherConfig(BaseModel):
             raise ConfigError(f"Model {name!r} cannot be a teacher, as it has no closed form; choose one of {able}.")
         return {"name": name, **_as_dict(_model_config(name, hyperparameters))}
 
+    @model_validator(mode="after")
+    def _can_be_made(self) -> Self:
+        _ = self.candidates  # an itemknn has no l2_weight, and says so
+        return self
+
     @property
-    def hyperparameters(self) -> Any:
-        """The teacher's own ``Config`` instance."""
-        return _model_config(*_split_name(self.model))
+    def candidates(self) -> list[Any]:
+        """The teacher's ``Config``, one for each of ``l2_weights`` if there are any."""
+        name, hyperparameters = _split_name(self.model)
+        if not self.l2_weights:
+            return [_model_config(name, hyperparameters)]
+        return [_model_config(name, {**hyperparameters, "l2_weight": weight}) for weight in self.l2_weights]
 
 
 class TrainingConfig(BaseModel):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dream_pyg.analysis.continuable import continuable
+from dream_pyg.analysis.groups import group_metrics
 from dream_pyg.analysis.processes import train_in_processes
 from dream_pyg.analysis.published import published_note, published_rows, table_metrics
 from dream_pyg.analysis.table import Cell, Row, Table
@@ -33,7 +34,7 @@ from dream_pyg.graph.schema import SPLITS
 from dream_pyg.graph.store import read_info
 from dream_pyg.models import find_model
 from dream_pyg.presets import load_presets
-from dream_pyg.training.run import RunPaths, read_run_info
+from dream_pyg.training.run import RunPaths, load_run, read_run_info
 from dream_pyg.training.trainer import train
 
 logger = logging.getLogger("dream_pyg")
@@ -43,6 +44,7 @@ TABLES = {
     "table2": "performance of all systems",
     "table3": "ablations of DREAM",
     "table4": "Behavior-Modal Alignment (BMA) in other models",
+    "accuracy": "DREAM as published and at its best, for whom, and what each addition is worth",
 }
 COMPARED = ("bpr", "lightgcn", "vbpr", "mmgcn", "dualgnn", "bm3", "freedom", "mgcn", "dream")
 """The systems of Table 2, in its order."""
@@ -55,7 +57,18 @@ ABLATIONS = {
 """The rows of Table 3 below the first: their names, and the weights that are 0."""
 ALIGNED = {"vbpr": ("intra_weight", "inter_weight"), "bm3": ("intra_weight", "inter_weight"), "mgcn": ("intra_weight",)}
 """The models of Table 4, and the alignments that are added (MGCN has the like of the other, says footnote 2)."""
-MODELS_OF_TABLE = {"table1": (), "table2": COMPARED, "table3": ("dream",), "table4": tuple(ALIGNED)}
+BEST_WITHOUT = {
+    "best_without_teacher": ("DREAM (best) w/o teacher", "training.teacher.share=0"),
+    "best_with_user_graphs": ("DREAM (best), users over user-user graphs", "model.user_modal=user_graph"),
+}
+"""The rows of the table of accuracy that take an addition away again: their names, and the value that does it."""
+MODELS_OF_TABLE = {
+    "table1": (),
+    "table2": COMPARED,
+    "table3": ("dream",),
+    "table4": tuple(ALIGNED),
+    "accuracy": ("popularity", "ease", "addease", "lightgcn", "dream"),
+}
 
 _INFO = "reproduction.json"
 _FORMAT_VERSION = 1
@@ -99,11 +112,11 @@ def reproduce(
     """Train what a table of the paper needs and is not there yet, and write the table into ``out``.
 
     Args:
-        table: ``"table1"`` to ``"table4"``.
+        table: ``"table1"`` to ``"table4"``, or ``"accuracy"``.
         graph: The graph store; the name of its data set finds the printed values.
         out: Directory of the tables of one graph, and of their runs.
         num_seeds: Runs of each system, with the seeds 0, 1, ...
-        models: Some of the table's models, by default all; for Table 2 any models.
+        models: Some of the table's models, by default all; for Table 2 and the table of accuracy any models.
         preset: A preset for those models that it knows; the others have their defaults.
         overrides: ``section.key=value`` for every run.
         jobs: Trainings at a time, in processes of one thread each if more than one.
@@ -150,22 +163,32 @@ def _systems(
     """The rows of a table, with every value resolved."""
     allowed = MODELS_OF_TABLE[table]
     for model in models:
-        if table == "table2":
+        if table in ("table2", "accuracy"):
             find_model(model)
         elif model not in allowed:
             raise ConfigError(f"{table} has no model {model!r}; it has {', '.join(allowed) or 'none'}.")
     presets = {} if preset is None else load_presets(preset)
 
-    def system(key: str, name: str, model: str, *values: str) -> System:
-        own = preset if model in presets else None
+    def system(key: str, name: str, model: str, *values: str, own: str | Path | None = None) -> System:
+        own = own or (preset if model in presets else None)
         config = RunConfig.create(graph=graph, model=model, preset=own, overrides=[*overrides, *values])
-        return System(key, name, config, "defaults" if own is None else str(preset))
+        return System(key, name, config, "defaults" if own is None else str(own))
 
     systems = []
     for model in dict.fromkeys(models or allowed):
         name = find_model(model).__name__
-        plain = system(model, name, model)
-        systems.append(plain)
+        if table == "accuracy" and model == "dream":
+            systems.append(system("paper", "DREAM (paper)", model, own="paper"))
+            systems.append(system("best", "DREAM (best)", model, own="best"))
+            for key, (without, value) in BEST_WITHOUT.items():
+                systems.append(system(key, without, model, value, own="best"))
+            continue
+        systems.append(system(model, name, model))
+        if table == "accuracy" and model == "lightgcn":
+            # So that nobody takes for DREAM's what is the teacher's.
+            teacher = load_presets("best")["dream"].values["training"]["teacher"]
+            taught = [f"training.teacher.{key}={value}" for key, value in teacher.items()]
+            systems.append(system(f"{model}_taught", f"{name} with DREAM's teacher", model, *taught))
         if table == "table3":
             for key, (ablation, weights) in ABLATIONS.items():
                 systems.append(system(key, ablation, model, *(f"model.{weight}=0" for weight in weights)))
@@ -213,10 +236,22 @@ def _train_all(tasks: list[Task], jobs: int) -> Generator[Path]:
 def _row(table: str, system: System, tasks: list[Task], missing: Container[Path], dataset: str) -> Row:
     printed = published_rows(table, dataset).get(system.key, {})
     runs = [_run(task) for task in tasks if task.run not in missing]
+    if table == "accuracy":
+        for run in runs:
+            run["test"] |= _group_metrics(Path(run["run"]))
     cells = [
         Cell.of(metric, [run["test"][metric] for run in runs], printed.get(metric)) for metric in table_metrics(table)
     ]
     return Row(system.key, system.name, cells, runs, system.values_from)
+
+
+def _group_metrics(run: Path) -> dict[str, float]:
+    """The figures by groups of a finished run, kept beside it."""
+    path = run / "groups.json"
+    if not path.is_file():
+        loaded = load_run(run, device="cpu")
+        write_json(path, group_metrics(loaded.scorer(), loaded.graph))
+    return dict(read_json(path))
 
 
 def _run(task: Task) -> dict[str, Any]:

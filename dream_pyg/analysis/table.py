@@ -94,7 +94,7 @@ class Table(NamedTuple):
         records = self.records()
         columns = list(records[0])
         lines = [
-            f"# Table {self.name.removeprefix('table')}: {self.title} ({self.dataset})",
+            f"# {self.name.replace('table', 'Table ').capitalize()}: {self.title} ({self.dataset})",
             "",
             *([] if self.complete else ["**Unfinished: some runs are missing.**", ""]),
             f"| {' | '.join(columns)} |",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from typing import NamedTuple
 
 import torch
@@ -10,10 +12,13 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from dream_pyg.config import TeacherConfig
+from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.schema import INTERACTS, USER, label_name
-from dream_pyg.models import find_model
+from dream_pyg.models import Scorer, find_model
 from dream_pyg.ranking import SeenItems, recommend
 from dream_pyg.training.run import check_requirements
+
+logger = logging.getLogger("dream_pyg")
 
 
 class TaughtItems(NamedTuple):
@@ -47,14 +52,32 @@ def teach(graph: HeteroData, config: TeacherConfig) -> TaughtItems:
     Raises:
         ConfigError: If the graph lacks what the teacher needs, or the catalogue is too large for it.
     """
-    check_requirements(config.model["name"], config.hyperparameters, graph)
-    device = graph[INTERACTS].edge_index.device
-    model = find_model(config.model["name"])(graph, config.hyperparameters).to(device)
-    model.fit(graph)
     train = graph[INTERACTS][label_name("train")]
     num_users = int(graph[USER].num_nodes)
+    everyone = torch.arange(num_users, device=train.device)
     with torch.no_grad():
-        everyone = torch.arange(num_users, device=device)
-        ranking = recommend(model(graph), everyone, config.num_items, SeenItems.from_pairs(train, num_users))
+        scorer = _solve(graph, config)
+        ranking = recommend(scorer, everyone, config.num_items, SeenItems.from_pairs(train, num_users))
     rank = torch.arange(ranking.item.size(1), dtype=torch.float64)
     return TaughtItems(ranking.item.cpu(), torch.exp(-rank / config.rank_decay), config.share)
+
+
+def _solve(graph: HeteroData, config: TeacherConfig) -> Scorer:
+    """The teacher, or the best of its candidates on validation."""
+    name, candidates = config.model["name"], config.candidates
+    best: tuple[float, Scorer] | None = None
+    for hyperparameters in candidates:
+        started = time.perf_counter()
+        check_requirements(name, hyperparameters, graph)
+        model = find_model(name)(graph, hyperparameters).to(graph[INTERACTS].edge_index.device)
+        model.fit(graph)
+        scorer, told = model(graph), ""
+        recall = 0.0
+        if len(candidates) > 1:
+            recall = evaluate(scorer, graph, "valid", ks=(20,), metrics=("recall",))["recall@20"]
+            told = f" with l2_weight {hyperparameters.l2_weight:g}: validation recall@20 {recall:.4f}"
+        logger.info("Teacher %s%s, %.1f s", name, told, time.perf_counter() - started)
+        if best is None or recall > best[0]:
+            best = recall, scorer
+    assert best is not None
+    return best[1]

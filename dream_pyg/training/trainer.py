@@ -18,7 +18,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from dream_pyg import ranks
-from dream_pyg.config import RunConfig, TrainingConfig, differences
+from dream_pyg.config import RunConfig, differences
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible
 from dream_pyg.errors import ConfigError, DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
@@ -44,7 +44,7 @@ from dream_pyg.training.run import (
     whole_weights,
 )
 from dream_pyg.training.steps import SampledSteps, WholeGraphSteps
-from dream_pyg.training.teacher import TaughtItems, teach
+from dream_pyg.training.teacher import teach
 from dream_pyg.training.triplets import TripletSampler
 
 logger = logging.getLogger("dream_pyg")
@@ -227,7 +227,8 @@ class _Session:
         self.on_evaluation = on_evaluation
         self.stopped = False
         self.optimizers = make_optimizers(model, self.config)
-        self.taught = _taught_items(graph, self.config) if self.optimizers else None
+        teacher = self.config.teacher
+        self.taught = teach(graph, teacher) if self.optimizers and teacher is not None and teacher.share else None
         self.sampler = TripletSampler(graph, self.taught)
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed of the current epoch
@@ -493,15 +494,6 @@ class _LossMonitor:
                     )
                 self._sums[name] = self._sums.get(name, 0.0) + value
         self._pending = []
-
-
-def _taught_items(graph: HeteroData, config: TrainingConfig) -> TaughtItems | None:
-    if config.teacher is None or not config.teacher.share:
-        return None
-    started = time.perf_counter()
-    taught = teach(graph, config.teacher)
-    logger.info("The teacher %s is solved, %.1f s", config.teacher.model["name"], time.perf_counter() - started)
-    return taught
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from dream_pyg.analysis import reproduce as reproduction
+from dream_pyg.analysis.groups import group_metrics
 from dream_pyg.analysis.published import published_rows
 from dream_pyg.analysis.reproduce import reproduce
 from dream_pyg.analysis.table import Cell, Row, Table
@@ -28,7 +29,7 @@ from dream_pyg.data.dataset import DatasetConfig
 from dream_pyg.errors import ConfigError, Interrupted, StoreError, TrainingError
 from dream_pyg.graph.store import build_store, load_graph
 from dream_pyg.models.bpr import BPR
-from dream_pyg.training.run import RunPaths
+from dream_pyg.training.run import RunPaths, load_run
 from tests.analysis.conftest import Killed
 
 STEPS = 4  # of an epoch: at most 240 pairs by 64
@@ -82,6 +83,26 @@ def test_cells_are_mean_sample_deviation_and_ratio(tables: Path):
     assert (
         {cell["published"] for cell in popularity["cells"]} == {cell["ratio"] for cell in popularity["cells"]} == {None}
     )
+
+
+def test_the_table_of_accuracy_has_groups_and_each_addition_taken_away(baby: Path, tmp_path: Path):
+    table = reproduce("accuracy", baby, tmp_path / "out", num_seeds=1, models=["lightgcn", "dream"], overrides=SET)
+    configs = {row.key: row.runs[0]["config"] for row in table.rows}
+    assert list(configs) == ["lightgcn", "lightgcn_taught", "paper", "best", *reproduction.BEST_WITHOUT]
+    assert "teacher" not in configs["lightgcn"]["training"]
+    assert configs["lightgcn_taught"]["training"]["teacher"] == configs["best"]["training"]["teacher"]
+    assert configs["best_without_teacher"]["training"]["teacher"]["share"] == 0
+    assert (
+        configs["best_with_user_graphs"]["model"]["user_modal"]
+        == "user_graph"
+        != configs["best"]["model"]["user_modal"]
+    )
+    best = next(row for row in table.rows if row.key == "best")
+    run = load_run(best.runs[0]["run"])
+    figures = group_metrics(run.scorer(), run.graph)
+    assert {cell.metric: cell.mean for cell in best.cells if cell.metric in figures} == pytest.approx(figures)
+    assert best.values_from == "best"
+    assert "# Accuracy: DREAM as published" in (tmp_path / "out" / "accuracy.md").read_text()
 
 
 def test_a_single_value_has_no_deviation_and_no_value_has_no_mean():
@@ -257,7 +278,7 @@ def test_a_table_that_was_stopped_goes_on(
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        ("table5", {}, "Unknown table 'table5'; expected one of table1, table2, table3, table4."),
+        ("table5", {}, "Unknown table 'table5'; expected one of table1, table2, table3, table4, accuracy."),
         ("table2", {"models": ["brp"]}, "Did you mean 'bpr'?"),
         ("table3", {"models": ["bpr"]}, "table3 has no model 'bpr'; it has dream."),
         ("table1", {"models": ["bpr"]}, "table1 has no model 'bpr'; it has none."),

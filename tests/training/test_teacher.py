@@ -7,6 +7,7 @@ import torch
 
 from dream_pyg.config import RunConfig, TeacherConfig
 from dream_pyg.errors import ConfigError
+from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.models import find_model
 from dream_pyg.training.run import RunPaths, load_run
@@ -20,7 +21,7 @@ from tests.training.runs import configure
 def test_taught_are_the_best_items_that_the_user_did_not_take(stored, name):
     graph, config = stored.graph, TeacherConfig(model={"name": name}, num_items=7)
     taught = teach(graph, config)
-    model = find_model(name)(graph, config.hyperparameters)
+    model = find_model(name)(graph, config.candidates[0])
     model.fit(graph)
     user, item = graph[INTERACTS][label_name("train")]
     scores = model(graph).scores(torch.arange(model.num_users))
@@ -81,3 +82,22 @@ def test_a_run_learns_from_a_teacher_and_resumes_to_the_same_bits(stored, tmp_pa
 def test_a_model_without_closed_form_cannot_teach(stored):
     with pytest.raises(ConfigError, match=r"'lightgcn' cannot be a teacher.*choose one of addease, ease, itemknn"):
         RunConfig.create(graph="g", model="bpr", overrides=["training.teacher.model.name=lightgcn"])
+
+
+def test_validation_chooses_among_the_teachers_weights(stored):
+    weights = (0.001, 3.0, 1e5)
+    recalls = {}
+    for weight in weights:
+        (hyperparameters,) = TeacherConfig(model={"name": "ease"}, l2_weights=(weight,)).candidates
+        model = find_model("ease")(stored.graph, hyperparameters)
+        model.fit(stored.graph)
+        recalls[weight] = evaluate(model(stored.graph), stored.graph, "valid", ks=(20,), metrics=("recall",))[
+            "recall@20"
+        ]
+    best = max(recalls, key=recalls.get)
+    assert len(set(recalls.values())) > 1
+    chosen = teach(stored.graph, TeacherConfig(model={"name": "ease"}, l2_weights=weights))
+    alone = teach(stored.graph, TeacherConfig(model={"name": "ease", "l2_weight": best}))
+    assert torch.equal(chosen.item, alone.item)
+    with pytest.raises(ConfigError, match=r"itemknn.*l2_weight"):
+        TeacherConfig(model={"name": "itemknn"}, l2_weights=weights)
