@@ -80,7 +80,7 @@ def test_a_resolved_configuration_hides_the_preset(preset: Path, tmp_path: Path)
         (
             "babi",
             "dream",
-            "Unknown preset 'babi'; expected one of baby, tiktok, or the path of a .toml file. Did you mean",
+            "Unknown preset 'babi'; expected one of baby, best, paper, tiktok, or the path of a .toml file. Did you",
         ),
         ("baby", "drem", "it has dream, bpr. Did you mean 'dream'? Train without --preset"),
         ("baby", "popularity", "The preset 'baby' has nothing for model 'popularity'"),

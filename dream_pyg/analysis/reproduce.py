@@ -59,6 +59,7 @@ ALIGNED = {"vbpr": ("intra_weight", "inter_weight"), "bm3": ("intra_weight", "in
 """The models of Table 4, and the alignments that are added (MGCN has the like of the other, says footnote 2)."""
 BEST_WITHOUT = {
     "best_without_teacher": ("DREAM (best) w/o teacher", "training.teacher.share=0"),
+    "best_without_co_occurrence": ("DREAM (best) w/o co-occurrence", "model.co_occurrence_share=0"),
     "best_with_user_graphs": ("DREAM (best), users over user-user graphs", "model.user_modal=user_graph"),
 }
 """The rows of the table of accuracy that take an addition away again: their names, and the value that does it."""

@@ -38,6 +38,7 @@ from dream_pyg.data.files import read_json, write_json, write_text
 from dream_pyg.errors import ConfigError, ResumeError, StoreError, TrainingError
 from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
+from dream_pyg.presets import find_preset, load_presets
 from dream_pyg.training.run import RunPaths
 from dream_pyg.training.trainer import train
 
@@ -50,6 +51,7 @@ FORMAT_VERSION = 1
 STUDY, STORAGE, TABLE, TRIALS, BEST = "study.json", "study.db", "trials.csv", "trials", "best.toml"
 _RANDOM_TRIALS = 8
 """Trials before the sampler begins to learn from them."""
+_UNLIMITED = 10_000
 _COMPARED_TRIALS = 4
 """Trials that are never pruned, since a median needs some."""
 _NOT_SEARCHED = ("epochs", "patience", "metric", "evaluate_every", "checkpoint_every", "seed", "device", "num_threads")
@@ -91,14 +93,15 @@ def tune(
     num_trials: int = 20,
     seed: int = 0,
     overrides: Iterable[str] = (),
+    preset: str | Path | None = None,
     timeout: float | None = None,
     pruning_warmup: int = 10,
 ) -> StudyResult:
     """Search a model's hyper-parameters on a graph, or continue the study that is at ``out``.
 
-    The first trial is the default configuration. Each further one is a function of ``seed`` and of the trials before
-    it, so a study that was killed and continued makes the same trials as one that was not. A trial whose validation
-    falls behind the median of the others at the same epoch is pruned.
+    The first trial is the default configuration, or the preset's. Each further one is a function of ``seed`` and of the
+    trials before it, so a study that was killed and continued makes the same trials as one that was not. A trial whose
+    validation falls behind the median of the others at the same epoch is pruned.
 
     Args:
         model: The model.
@@ -107,6 +110,7 @@ def tune(
         num_trials: Trials in all, those of earlier calls included.
         seed: Seed of the search and of every training.
         overrides: ``section.key=value`` for all trials; such a key is not searched.
+        preset: A preset where the search begins, and whose other values all trials have.
         timeout: Seconds after which no further trial begins; one there is in any case.
         pruning_warmup: Epochs that a trial has before it may be pruned.
 
@@ -121,7 +125,8 @@ def tune(
     """
     optuna = _import_optuna()
     overrides = list(overrides)
-    base = RunConfig.create(graph=graph, model=model, overrides=[*overrides, f"training.seed={seed}"])
+    base = RunConfig.create(graph=graph, model=model, preset=preset, overrides=[*overrides, f"training.seed={seed}"])
+    begun_at = {} if preset is None else find_preset(preset, model).values
     stored = load_graph(graph)
     modalities = _fusible_modalities(stored)
     fixed = [override.partition("=")[0].strip() for override in overrides]
@@ -145,15 +150,39 @@ def tune(
             if ended and timeout is not None and time.monotonic() - begun >= timeout:
                 break
             search.run_trial()
-            _write(search, description, fixed, {})
+            _write(search, description, begun_at, fixed, {})
         trials = search.trials()
         best = _best(trials)
         test_metrics: dict[str, float] = {}
         if len(trials) >= num_trials:
             config = search.configured(best)
             test_metrics = train(config, search.directory(best.number), resume=True).test_metrics
-        _write(search, description, fixed, test_metrics)
+        _write(search, description, begun_at, fixed, test_metrics)
     return StudyResult(out, base.training.metric, trials, best, test_metrics)
+
+
+def tuned_config(
+    model: str, graph: str | Path, study: str | Path, *, budget: float, overrides: Iterable[str] = ()
+) -> RunConfig:
+    """The configuration that a short study finds for a graph: what ``--preset auto`` stands for.
+
+    The study begins at the preset ``best`` if that knows the model, else at the defaults, and may be continued.
+
+    Args:
+        model: The model.
+        graph: The graph store.
+        study: Directory of the study.
+        budget: Seconds after which no further trial begins.
+        overrides: ``section.key=value`` that hold in the study and after it.
+
+    Raises:
+        ConfigError: If Optuna is missing, or the model has nothing to tune.
+        ResumeError: If the study is another one.
+    """
+    overrides = list(overrides)
+    preset = "best" if model in load_presets("best") else None
+    tune(model, graph, study, num_trials=_UNLIMITED, overrides=overrides, preset=preset, timeout=budget)
+    return RunConfig.create(graph=graph, model=model, preset=Path(study) / BEST, overrides=overrides)
 
 
 class _Search:
@@ -358,7 +387,13 @@ def _log(trial: Trial, best: Trial, metric: str) -> None:
     )  # fmt: skip
 
 
-def _write(search: _Search, description: dict[str, Any], fixed: list[str], test_metrics: dict[str, float]) -> None:
+def _write(
+    search: _Search,
+    description: dict[str, Any],
+    begun_at: Mapping[str, dict[str, Any]],
+    fixed: list[str],
+    test_metrics: dict[str, float],
+) -> None:
     """Write the table of trials, the best one as a preset, and what is known of the study."""
     trials = search.trials()
     best = _best(trials)
@@ -369,12 +404,19 @@ def _write(search: _Search, description: dict[str, Any], fixed: list[str], test_
         writer.writerow([*trial[:-1], *(json.dumps(value) for value in trial.values.values())])
     write_text(search.out / TABLE, table.getvalue())
     metric = search.base.training.metric
-    write_text(search.out / BEST, _as_preset(description, fixed, best, len(trials), metric))
+    write_text(search.out / BEST, _as_preset(description, begun_at, fixed, best, len(trials), metric))
     outcome = {"num_trials": len(trials), "best": best._asdict(), "test_metrics": test_metrics}
     write_json(search.out / STUDY, {**description, **outcome})
 
 
-def _as_preset(description: dict[str, Any], fixed: list[str], best: Trial, num_trials: int, metric: str) -> str:
+def _as_preset(
+    description: dict[str, Any],
+    begun_at: Mapping[str, dict[str, Any]],
+    fixed: list[str],
+    best: Trial,
+    num_trials: int,
+    metric: str,
+) -> str:
     seed = description["seed"]
     source = (
         f"study on {description['dataset']} (graph {description['graph_fingerprint'][:12]}): trial {best.number} of "
@@ -388,7 +430,7 @@ def _as_preset(description: dict[str, Any], fixed: list[str], best: Trial, num_t
     table: dict[str, Any] = {"source": source}
     for section in ("training", "model"):
         own = {key.split(".")[1]: value for key, value in values.items() if key.startswith(f"{section}.")}
-        if own:
+        if own := {**begun_at.get(section, {}), **own}:
             table[section] = own
     return tomli_w.dumps({description["model"]: table})
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from dream_pyg import ranks
+from dream_pyg.analysis.tune import tuned_config
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.config import RunConfig
-from dream_pyg.errors import ResumeError
+from dream_pyg.errors import ConfigError, ResumeError, StoreError
 from dream_pyg.training.run import RunPaths, load_run
 from dream_pyg.training.trainer import evaluate_lines
 from dream_pyg.training.trainer import train as train_run
@@ -18,6 +19,7 @@ _TRAIN_EPILOG = """\b
 Examples:
   dream-pyg train graphs/baby --model dream --run runs/dream --set training.seed=1
   dream-pyg train graphs/baby --model dream --run runs/tuned --preset baby
+  dream-pyg train graphs/mine --model dream --run runs/mine --preset auto --budget 20
   dream-pyg train --resume --run runs/dream
 """
 _EVALUATE_EPILOG = """\b
@@ -36,7 +38,11 @@ Example:
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="A TOML file with graph, [model] and [training]."
 )
-@click.option("--preset", metavar="NAME|FILE", help="Values that suit a data set; see `dream-pyg models`.")
+@click.option("--preset", metavar="NAME|FILE", help="Ready values; see `dream-pyg models`. auto finds some.")
+@click.option(
+    "--budget", type=click.FloatRange(min=0), default=30, show_default=True, metavar="MINUTES",
+    help="With --preset auto: after this time, no further trial begins.",
+)  # fmt: skip
 @click.option("--num-neighbors", type=int, help="Neighbours of each node to train with; by default all of GRAPH's.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value.")
 @click.option("--seed", type=int, help="Short for --set training.seed=N.")
@@ -52,6 +58,7 @@ def train(
     model: str | None,
     file: Path | None,
     preset: str | None,
+    budget: float,
     num_neighbors: int | None,
     overrides: tuple[str, ...],
     seed: int | None,
@@ -62,7 +69,8 @@ def train(
 ) -> None:
     """Train a model on a GRAPH store, stop early on validation, and evaluate its best epoch on test once.
 
-    Values come from the defaults, then --preset, then --config, then --set: the later, the stronger.
+    Values come from the defaults, then --preset, then --config, then --set: the later, the stronger. With --preset auto
+    a study on validation finds them first, beside the run in RUN.study (needs the extra `dream-pyg[tune]`).
     """
     short = {"training.seed": seed, "training.device": device}
     if sampled:
@@ -73,12 +81,14 @@ def train(
         config = RunPaths(run).config
         if resume and file is None and not config.is_file():
             raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
+        if preset == "auto" and not resume:
+            return _tuned(graph, model, file, run, num_neighbors, overrides, budget)
         return RunConfig.create(
             file=config if resume and file is None else file,
             graph=graph,
             model=model,
             num_neighbors=num_neighbors,
-            preset=preset,
+            preset=None if preset == "auto" else preset,
             overrides=overrides,
         )
 
@@ -96,6 +106,29 @@ def train(
             ]
         )
         click.echo(f"best epoch {result.best_epoch} of {result.epochs}; everything is in {result.run}")
+
+
+def _tuned(
+    graph: Path | None,
+    model: str | None,
+    file: Path | None,
+    run: Path,
+    num_neighbors: int | None,
+    overrides: tuple[str, ...],
+    budget: float,
+) -> RunConfig:
+    """What --preset auto stands for."""
+    if graph is None or model is None or file is not None:
+        raise ConfigError("--preset auto needs GRAPH and --model, and no --config. Give other values with --set.")
+    if ranks.num_ranks() > 1:
+        raise ConfigError(
+            "--preset auto works in one process. Start it without torchrun, then train with RUN's values."
+        )
+    if run.exists():
+        raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
+    if num_neighbors is not None:
+        overrides = (*overrides, f"num_neighbors={num_neighbors}")
+    return tuned_config(model, graph, run.with_name(f"{run.name}.study"), budget=60 * budget, overrides=overrides)
 
 
 @click.command(epilog=_EVALUATE_EPILOG)

@@ -32,6 +32,7 @@ Examples:
     "--out", type=click.Path(path_type=Path), help="Directory of the study.  [default: studies/MODEL-DATASET]"
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search and of every training.")
+@click.option("--preset", metavar="NAME|FILE", help="Values where the search begins, instead of the defaults.")
 @click.option("--epochs", type=int, help="Short for --set training.epochs=N.")
 @click.option("--patience", type=int, help="Short for --set training.patience=N.")
 @click.option("--device", help="Short for --set training.device=NAME: auto, cpu, cuda, cuda:1.")
@@ -50,6 +51,7 @@ def tune(
     trials: int,
     out: Path | None,
     seed: int,
+    preset: str | None,
     epochs: int | None,
     patience: int | None,
     device: str | None,
@@ -59,8 +61,8 @@ def tune(
 ) -> None:
     """Search the hyper-parameters of a MODEL on a GRAPH store by validation, then test the best once.
 
-    The first trial is the default configuration. A study that was interrupted goes on with the same command. It leaves
-    a table of trials and `best.toml`, a preset for `train`. Needs the extra `dream-pyg[tune]`.
+    The first trial is the default configuration, or --preset's. A study that was interrupted goes on with the same
+    command. It leaves a table of trials and `best.toml`, a preset for `train`. Needs the extra `dream-pyg[tune]`.
     """
     short = {"epochs": epochs, "patience": patience, "device": device}
     overrides = (*overrides, *(f"training.{key}={value}" for key, value in short.items() if value is not None))
@@ -71,6 +73,7 @@ def tune(
         num_trials=trials,
         seed=seed,
         overrides=overrides,
+        preset=preset,
         timeout=timeout,
     )
     if output_format == "json":

@@ -124,11 +124,9 @@ class DREAM(Recommender):
         or the mean of the modal line over the items that the user took. Not in the paper."""
         co_occurrence_share: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Share of an item's part of the modal line that comes, unfiltered, from the items most often taken with it,
-        in place of those that look or read like it. Not in the paper."""
+        in place of those that look or read like it. Not in the paper; the similarity is GF-CF's (arXiv 2108.07567)."""
         num_co_occurring_items: PositiveInt = 10
         """How many items at most an item listens to for that."""
-        co_occurrence_shrinkage: NonNegativeFloat = 5.0
-        """What is added to the norm of their cosine: items with few users are then less alike."""
         alignment_precision: Precision = "auto"
         """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
 
@@ -159,9 +157,7 @@ class DREAM(Recommender):
             mean = features.sum(dim=0, dtype=torch.float32) / has.sum().clamp(min=1) * self.config.center_signal
             self.register_buffer(f"mean_{modality}", mean, persistent=False)
         if self.config.co_occurrence_share:
-            edge_index, _ = item_co_occurrence(
-                graph, self.config.num_co_occurring_items, self.config.co_occurrence_shrinkage
-            )
+            edge_index, _ = item_co_occurrence(graph, self.config.num_co_occurring_items, discount_active=True)
             self.register_buffer("co_occurrence_edges", edge_index, persistent=False)
         self.propagation = Propagation()
         self.alignment = BehaviorModalAlignment(

@@ -60,7 +60,9 @@ class ItemKNN(ClosedForm):
     @torch.no_grad()
     def fit(self, graph: HeteroData) -> None:
         """Compute the K highest similarities of each item."""
-        edge_index, similarity = item_co_occurrence(graph, self.config.num_item_neighbors, self.config.shrinkage)
+        edge_index, similarity = item_co_occurrence(
+            graph, self.config.num_item_neighbors, shrinkage=self.config.shrinkage
+        )
         taken, scored = edge_index.as_tensor()
         order = torch.argsort(taken, stable=True)
         count = torch.bincount(taken, minlength=self.num_items)

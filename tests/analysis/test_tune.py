@@ -178,6 +178,21 @@ def test_no_trial_begins_after_the_timeout(shop_graph: Path, tmp_path: Path):
     assert not list((tmp_path / "study").glob("trials/*/test_metrics.json"))
 
 
+def test_a_study_begins_at_a_preset_and_keeps_what_it_does_not_search(shop_graph: Path, tmp_path: Path):
+    preset = tmp_path / "mine.toml"
+    preset.write_text(
+        '[bpr]\nsource = "a test"\n[bpr.training]\nlearning_rate = 0.004\npatience = 9\n'
+        "[bpr.training.teacher]\nshare = 0.5\n[bpr.model]\nl2_weight = 0.03\n"
+    )
+    result = search(shop_graph, tmp_path / "study", 2, preset=preset)
+    first = RunConfig.create(graph=shop_graph, model="bpr", preset=preset, overrides=SET)
+    assert RunConfig.load(result.path / "trials" / "000" / "config.toml") == first
+    found = RunConfig.create(graph=shop_graph, model="bpr", preset=result.path / "best.toml", overrides=SET)
+    assert (found.training.patience, found.training.teacher.share) == (9, 0.5)
+    best = RunConfig.load(result.path / "trials" / f"{result.best.number:03d}" / "config.toml")
+    assert found == best
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import Result
 
+from dream_pyg.config import RunConfig
 from dream_pyg.data.files import load_tensors
 from dream_pyg.models import MODELS
 
@@ -235,3 +236,20 @@ def test_neighbors_are_chosen_at_training(command: Command, shop: Path, shop_gra
     refused = command("evaluate", runs["option"] / "run")
     assert refused.exit_code == 1
     assert "num_neighbors: 3 here, 2 there" in refused.stderr
+
+
+def test_preset_auto_finds_values_within_a_budget_and_trains_with_them(command, shop_graph: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    short = ["--set", "training.epochs=2", "--set", "training.batch_size=64", "--set", "training.num_threads=1"]
+    line = ["train", shop_graph, "--model", "dream", "--preset", "auto", "--budget", "0", "--run", run, *short]
+    assert command(*line).exit_code == 0
+    best = RunConfig.load(run.with_name("run.study") / "trials" / "000" / "config.toml")
+    config = RunConfig.load(run / "config.toml")
+    assert config == best
+    assert config.training.teacher is not None, "the study did not begin at the preset best"
+    assert not list(run.with_name("run.study").glob("trials/*/test_metrics.json")), "test was read more than once"
+    again = command(*line)
+    assert again.exit_code != 0
+    assert "exists already. Continue it with --resume" in again.stderr
+    refused = command("train", "--model", "dream", "--preset", "auto", "--run", tmp_path / "other")
+    assert "--preset auto needs GRAPH and --model" in refused.stderr

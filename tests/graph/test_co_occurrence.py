@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dream_pyg.graph import co_occurrence
-from dream_pyg.graph.co_occurrence import co_occurrence_weight, user_co_occurrence
+from dream_pyg.graph.co_occurrence import co_occurrence_weight, item_co_occurrence, user_co_occurrence
 from tests.graphs import interaction_graph
 from tests.oracles import dualgnn
 
@@ -33,3 +33,30 @@ def test_many_shared_items_do_not_overflow():
     edges, shared = user_co_occurrence(interaction_graph(np.ones((3, 2000), dtype=bool)), 2)
     assert shared.tolist() == [2000] * 6
     assert co_occurrence_weight(edges, shared).tolist() == [0.5] * 6
+
+
+@pytest.mark.parametrize("block", [1, 1 << 24])
+@pytest.mark.parametrize("discount_active", [False, True])
+@pytest.mark.parametrize(("k", "shrinkage"), [(2, 0.0), (50, 3.0)])
+def test_items_are_related_as_products_of_normalised_interactions_say(
+    k, shrinkage, discount_active, block, monkeypatch
+):
+    monkeypatch.setattr(co_occurrence, "_BLOCK_PAIRS", block)
+    matrix = np.random.default_rng(1).random((17, 12)) < 0.3
+    matrix[:, 3] = False  # an item that nobody took
+    edges, similarity = item_co_occurrence(
+        interaction_graph(matrix), k, shrinkage=shrinkage, discount_active=discount_active
+    )
+    weight = 1 / matrix.sum(axis=1).clip(1) if discount_active else np.ones(len(matrix))
+    norm = np.sqrt(matrix.sum(axis=0))
+    with np.errstate(invalid="ignore"):
+        expected = ((matrix.T * weight) @ matrix).astype(np.float32) / (np.outer(norm, norm) + shrinkage)
+    np.fill_diagonal(expected, 0)
+    wanted = {}
+    for item, row in enumerate(np.nan_to_num(expected)):
+        nearest = [other for other in np.argsort(-row, kind="stable")[:k] if row[other] > 0]
+        wanted |= {(int(other), item): float(row[other]) for other in nearest}
+    assert dict(zip(map(tuple, edges.as_tensor().T.tolist()), similarity.tolist(), strict=True)) == pytest.approx(
+        wanted
+    )
+    edges.validate()

@@ -314,8 +314,8 @@ def fuse(representations: list[ArrayLike], weights: list[float]) -> Array:
     return fused
 
 
-def co_occurrence_mean(R: ArrayLike, E: ArrayLike, k: int, shrinkage: float) -> Array:
-    """The mean of the k items most often taken by the same users, by the cosine between columns of R; not in the paper.
+def co_occurrence_mean(R: ArrayLike, E: ArrayLike, k: int) -> Array:
+    """The mean of the k items most often taken by the same users, each user counting 1 / its items; not in the paper.
 
     R: (U, I) zeros and ones. E: (I, D). Returns (I, D), zero for an item that no other was taken with.
     """
@@ -324,9 +324,9 @@ def co_occurrence_mean(R: ArrayLike, E: ArrayLike, k: int, shrinkage: float) -> 
     for i in range(R.shape[1]):
         similar = []
         for j in range(R.shape[1]):
-            shared = sum(1 for u in range(R.shape[0]) if R[u, i] and R[u, j])
+            shared = math.fsum(1 / R[u].sum() for u in range(R.shape[0]) if R[u, i] and R[u, j])
             if i != j and shared:
-                similar.append((-shared / (math.sqrt(R[:, i].sum() * R[:, j].sum()) + shrinkage), j))
+                similar.append((-np.float32(shared) / (math.sqrt(R[:, i].sum()) * math.sqrt(R[:, j].sum())), j))
         nearest = [j for _, j in sorted(similar)[:k]]
         for j in nearest:
             result[i] += E[j] / len(nearest)
