@@ -434,9 +434,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graph", type=Path, help="a graph store to measure on; by default the generated data")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument(
-        "--trim", action="store_true", help="let freed memory go back to the system, unlike the trainer"
-    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 

@@ -163,6 +163,37 @@ def draw_sensitivity(table: pl.DataFrame) -> Any:
     return figure
 
 
+def draw_accuracy(table: pl.DataFrame) -> Any:
+    """The table of accuracy: a metric over all, and its values for groups of items and of users, a bar a system."""
+    systems = table["system"].unique(maintain_order=True).to_list()
+    overall = table["metric"][0]
+    panels = {f"Test {_metric_name(overall)}": [overall]}
+    for kind in ("items", "users"):
+        panels[f"... of groups of {kind}"] = table.filter(pl.col("metric").str.ends_with(f" {kind}"))["metric"].unique(
+            maintain_order=True
+        ).to_list()  # fmt: skip
+    place = np.arange(len(systems))
+    with _panels(list(panels), width=5.0, height=0.75 * len(systems) + 1, sharey=True) as (figure, axes):
+        for (title, metrics), axis in zip(panels.items(), axes.flat, strict=True):
+            height = 0.8 / len(metrics)
+            for index, metric in enumerate(metrics):
+                of_metric = table.filter(metric=metric)
+                shift = (index - (len(metrics) - 1) / 2) * height
+                name = metric.partition(" of ")[2].partition(" ")[0]
+                look = {"color": COLORS[index], "hatch": ("", "//", "..")[index], "edgecolor": "white"}
+                spread = {"xerr": of_metric["std"].fill_null(0), "error_kw": {"elinewidth": 1.2, "capsize": 2}}
+                bars = axis.barh(place + shift, of_metric["mean"], 0.92 * height, label=name, **look, **spread)
+                if len(metrics) == 1:
+                    axis.bar_label(bars, fmt="%.4f", fontsize=11, padding=4)
+            axis.set(title=title, yticks=place, yticklabels=systems)
+            axis.margins(x=0.2 if len(metrics) == 1 else 0.05)
+            axis.grid(visible=False, axis="y")
+            if len(metrics) > 1:
+                axis.legend(fontsize=11)
+        axes[0, 0].invert_yaxis()
+    return figure
+
+
 def _curves(table: pl.DataFrame, panel: str, titles: dict[str, str], ylabel: str) -> Any:
     """A curve over epochs for each run, in a panel for each value of a column."""
     with _panels(list(titles), sharey=True) as (figure, axes):

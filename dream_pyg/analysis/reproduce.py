@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from dream_pyg.analysis.continuable import continuable
 from dream_pyg.analysis.groups import group_metrics
+from dream_pyg.analysis.plots import require_plots
 from dream_pyg.analysis.processes import train_in_processes
 from dream_pyg.analysis.published import published_note, published_rows, table_metrics
 from dream_pyg.analysis.table import Cell, Row, Table
@@ -133,6 +134,8 @@ def reproduce(
     """
     if table not in TABLES:
         raise ConfigError(f"Unknown table {table!r}; expected one of {', '.join(TABLES)}.")
+    if table == "accuracy":
+        require_plots()
     info, out = read_info(graph), Path(out)
     systems = _systems(table, str(graph), models, preset, list(overrides))
     about = _about(graph, info, preset, overrides)

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import polars as pl
+
+from dream_pyg.analysis.plots import draw_accuracy, write_picture
 from dream_pyg.data.files import write_json, write_text
 
 
@@ -57,17 +60,23 @@ class Table(NamedTuple):
     """The graph, the machine and what else the numbers depend on."""
     notes: list[str]
 
-    def write(self, directory: Path) -> Path:
-        """Write ``NAME.json``, ``NAME.csv`` and ``NAME.md``, each atomically.
+    def write(self, directory: Path, name: str | None = None) -> None:
+        """Write ``NAME.json``, ``NAME.csv`` and ``NAME.md``, each atomically; for accuracy a picture as well.
 
-        Returns:
-            The path of the Markdown file.
+        Args:
+            directory: Where to.
+            name: What the files are called; by default as the table.
         """
-        path = directory / f"{self.name}.md"
+        path = directory / (name or self.name)
         write_json(path.with_suffix(".json"), self.to_dict())
         write_text(path.with_suffix(".csv"), self.to_csv())
-        write_text(path, self.to_markdown())
-        return path
+        write_text(path.with_suffix(".md"), self.to_markdown())
+        if self.name == "accuracy" and self.complete:
+            write_picture(draw_accuracy(self._frame()), path.with_suffix(".png"))
+
+    def _frame(self) -> pl.DataFrame:
+        records = [(row.name, cell.metric, cell.mean, cell.std) for row in self.rows for cell in row.cells]
+        return pl.DataFrame(records, schema={"system": str, "metric": str, "mean": float, "std": float}, orient="row")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

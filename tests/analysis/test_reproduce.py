@@ -103,6 +103,7 @@ def test_the_table_of_accuracy_has_groups_and_each_addition_taken_away(baby: Pat
     assert {cell.metric: cell.mean for cell in best.cells if cell.metric in figures} == pytest.approx(figures)
     assert best.values_from == "best"
     assert "# Accuracy: DREAM as published" in (tmp_path / "out" / "accuracy.md").read_text()
+    assert (tmp_path / "out" / "accuracy.png").stat().st_size > 10_000
 
 
 def test_a_single_value_has_no_deviation_and_no_value_has_no_mean():
