@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.knn import Rows, cosine_knn
-from dream_pyg.graph.knn.choice import APPROXIMATE, available_bytes
+from dream_pyg.graph.knn.choice import APPROXIMATE
 from dream_pyg.graph.knn.rows import unit_rows
+from dream_pyg.graph.processor import available_bytes
 
 Setting = Mapping[str, Any]
 Search = Callable[[Any], NDArray[np.int64] | None]

@@ -1,7 +1,8 @@
-"""Where to compute, what the processor there is called and what it can do."""
+"""Where to compute, what the processor there is called and can do, and how much memory is free."""
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import suppress
 from pathlib import Path
@@ -57,3 +58,25 @@ def processor_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     return name or "unknown processor"
+
+
+def available_bytes() -> int | None:
+    """How much memory this process can still take without swapping, within what its container may; None if unknown."""
+    found = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with suppress(OSError, ValueError, StopIteration):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())  # "max" where there is none
+        lines = (group / "memory.stat").read_text().splitlines()
+        found.append(limit - int(next(line for line in lines if line.startswith("anon ")).split()[1]))
+    if not found:
+        with suppress(OSError, ValueError, AttributeError):
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return max(0, min(found)) if found else None
+
+
+def gibibytes(size: int) -> str:
+    """A number of bytes, for people."""
+    return f"{size / 2**30:.1f} GiB"

@@ -28,6 +28,7 @@ from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import Batch, Recommender
 from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
+from dream_pyg.training.memory import check_memory
 from dream_pyg.training.optimizers import make_optimizers
 from dream_pyg.training.run import (
     Run,
@@ -113,7 +114,8 @@ def train(
         StoreError: If ``run`` exists and ``resume`` is off, or nothing can be written there.
         ResumeError: If the run was made with another configuration or graph, or its checkpoint is damaged.
         TrainingError: If a loss is no longer finite.
-        ConfigError: If processes differ in what they were told, or are more than there are GPUs or triplets of a batch.
+        ConfigError: If processes differ in what they were told, or are more than there are GPUs or triplets of a batch,
+            or if memory is too small.
         ProcessError: If another process is gone.
         Interrupted: On SIGINT or SIGTERM, after the state was saved.
     """
@@ -155,6 +157,7 @@ def _prepare(
         _check_resumable(config, paths, stored.fingerprint)
     elif paths.root.exists():
         raise StoreError(f"{paths.root} exists already. Continue it with --resume, or choose another directory.")
+    check_memory(config, stored.graph, device)
     graph = prepare_graph(stored.graph, device, config.num_neighbors, config.held_precision)
     if graph[INTERACTS][label_name("valid")].size(1) == 0:
         raise DataError(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
 from dream_pyg.errors import SearchError
 from dream_pyg.graph.knn.approximate import ApproximateEngine, max_candidates
 from dream_pyg.graph.knn.clusters import cluster_bytes
 from dream_pyg.graph.knn.faiss_indices import faiss_bytes
+from dream_pyg.graph.processor import available_bytes, gibibytes
 
 ChosenEngine = Literal["exact", "flat"] | ApproximateEngine
 Engine = Literal["auto"] | ChosenEngine
@@ -64,8 +62,8 @@ def check_memory(engine: ChosenEngine, num_rows: int, num_features: int, count: 
     fitting = [other for other in needed if needed[other] <= available]
     cure = f"choose --engine {' or '.join(fitting)}, which would fit" if fitting else "choose fewer neighbours"
     raise SearchError(
-        f"kNN of {what}: {engine} needs about {_gibibytes(needed[engine])} of memory for {num_rows:,} rows of "
-        f"{num_features} features and {count} neighbours, but {_gibibytes(available)} are free. "
+        f"kNN of {what}: {engine} needs about {gibibytes(needed[engine])} of memory for {num_rows:,} rows of "
+        f"{num_features} features and {count} neighbours, but {gibibytes(available)} are free. "
         f"Free some memory, or {cure}."
     )
 
@@ -84,24 +82,3 @@ def needed_bytes(engine: ChosenEngine, num_rows: int, num_features: int, count: 
         index = faiss_bytes(engine, num_rows, num_features)
     # The index is gone by the time of the ranking.
     return _WORKSPACE_BYTES + num_rows * lists + max(index, num_rows * _RESULT_BYTES * count)
-
-
-def available_bytes() -> int | None:
-    """How much memory this process can still take without swapping, within what its container may; None if unknown."""
-    found = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with suppress(OSError, ValueError, StopIteration):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())  # "max" where there is none
-        lines = (group / "memory.stat").read_text().splitlines()
-        found.append(limit - int(next(line for line in lines if line.startswith("anon ")).split()[1]))
-    if not found:
-        with suppress(OSError, ValueError, AttributeError):
-            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return max(0, min(found)) if found else None
-
-
-def _gibibytes(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
