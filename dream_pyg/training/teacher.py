@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from dream_pyg.config import TeacherConfig
+from dream_pyg.errors import ConfigError
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.schema import INTERACTS, USER, label_name
 from dream_pyg.models import Scorer, find_model
@@ -69,7 +70,13 @@ def _solve(graph: HeteroData, config: TeacherConfig) -> Scorer:
     for hyperparameters in candidates:
         started = time.perf_counter()
         check_requirements(name, hyperparameters, graph)
-        model = find_model(name)(graph, hyperparameters).to(graph[INTERACTS].edge_index.device)
+        try:
+            model = find_model(name)(graph, hyperparameters).to(graph[INTERACTS].edge_index.device)
+        except ConfigError as error:
+            raise ConfigError(
+                f"The teacher: {error} That is --set training.teacher.model.name=itemknn "
+                "--set training.teacher.l2_weights=[]. Or train without a teacher: --set training.teacher.share=0."
+            ) from error
         model.fit(graph)
         scorer, told = model(graph), ""
         recall = 0.0

@@ -101,3 +101,14 @@ def test_validation_chooses_among_the_teachers_weights(stored):
     assert torch.equal(chosen.item, alone.item)
     with pytest.raises(ConfigError, match=r"itemknn.*l2_weight"):
         TeacherConfig(model={"name": "itemknn"}, l2_weights=weights)
+
+
+def test_a_catalogue_too_large_for_the_teacher_is_told_what_to_do(stored):
+    config = TeacherConfig(model={"max_memory_gb": 1e-9}, l2_weights=(1.0, 2.0))
+    with pytest.raises(ConfigError, match=r"The teacher: AddEASE needs .*name=itemknn.*l2_weights=\[\].*share=0"):
+        teach(stored.graph, config)
+    overrides = ["training.teacher.model={name='itemknn'}", "training.teacher.l2_weights=[]"]
+    chosen = RunConfig.create(graph="g", model="dream", preset="best", overrides=overrides).training.teacher
+    assert (chosen.model["name"], chosen.l2_weights) == ("itemknn", ())
+    named = ["training.teacher.model.name=itemknn", "training.teacher.l2_weights=[]"]
+    assert RunConfig.create(graph="g", model="dream", preset="best", overrides=named).training.teacher == chosen
