@@ -302,8 +302,18 @@ def _on_preset(preset: str | Path, values: dict[str, Any], overrides: Iterable[s
         return values  # a mistake that is explained when the whole is validated
     merged = dict(values)
     for section, below in find_preset(preset, _split_name(model)[0]).values.items():
-        above = values.get(section, {})
-        merged[section] = {**below, **above} if isinstance(above, dict) else above
+        merged[section] = _laid_over(below, values.get(section, {}))
+    return merged
+
+
+def _laid_over(below: Mapping[str, Any], above: Any) -> Any:
+    """Two nested tables as one, values of the upper being the stronger; weights by modality belong together."""
+    if not isinstance(above, Mapping):
+        return above
+    merged = {**below, **above}
+    for key in below.keys() & above.keys() - {"modality_weights"}:
+        if isinstance(below[key], Mapping):
+            merged[key] = _laid_over(below[key], above[key])
     return merged
 
 

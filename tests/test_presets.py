@@ -57,6 +57,14 @@ def test_each_layer_is_stronger_than_the_one_before(preset: Path, tmp_path: Path
     assert config.model["modality_weights"] == {"image": 1, "text": 0.75}
 
 
+def test_a_file_changes_single_values_of_a_presets_tables(tmp_path: Path):
+    file = tmp_path / "config.toml"
+    file.write_text("[model]\nname = 'dream'\n[training.teacher]\nshare = 0.1\n")
+    teacher = RunConfig.create(graph="graph", file=file, preset="best").training.teacher
+    best = RunConfig.create(graph="graph", model="dream", preset="best").training.teacher
+    assert teacher == best.model_copy(update={"share": 0.1})
+
+
 def test_the_model_may_come_from_an_override(preset: Path):
     config = RunConfig.create(graph="graph", preset=preset, overrides=["model.name=dream"])
     assert config.model["intra_weight"] == 0.5

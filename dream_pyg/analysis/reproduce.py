@@ -242,18 +242,18 @@ def _row(table: str, system: System, tasks: list[Task], missing: Container[Path]
     runs = [_run(task) for task in tasks if task.run not in missing]
     if table == "accuracy":
         for run in runs:
-            run["test"] |= _group_metrics(Path(run["run"]))
+            run["test"] |= _group_metrics(Path(run["run"]), system.config.graph)
     cells = [
         Cell.of(metric, [run["test"][metric] for run in runs], printed.get(metric)) for metric in table_metrics(table)
     ]
     return Row(system.key, system.name, cells, runs, system.values_from)
 
 
-def _group_metrics(run: Path) -> dict[str, float]:
-    """The figures by groups of a finished run, kept beside it."""
+def _group_metrics(run: Path, graph: str) -> dict[str, float]:
+    """The figures by groups of a finished run, for all users, kept beside it."""
     path = run / "groups.json"
     if not path.is_file():
-        loaded = load_run(run, device="cpu")
+        loaded = load_run(run, device="cpu", graph=graph)
         write_json(path, group_metrics(loaded.scorer(), loaded.graph))
     return dict(read_json(path))
 

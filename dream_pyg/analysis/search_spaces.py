@@ -178,15 +178,28 @@ def search_space(model: str, modalities: Sequence[str], *, fixed: Sequence[str] 
 
 
 def default_point(space: Space, config: RunConfig, modalities: Sequence[str]) -> dict[str, Any]:
-    """Where in a space a configuration lies that leaves what is searched at its defaults."""
+    """Where in a space a configuration lies.
+
+    Raises:
+        ConfigError: If a value of it is none of a few to choose from.
+    """
     values = config.to_dict()
     point: dict[str, Any] = {}
     for key, dimension in space.items():
         section, name = key.split(".")
         if isinstance(dimension, ImageShare):
+            given = values[section].get(name)
             point[key] = dimension.of_paper if "text" in modalities else 0.5
+            if given:
+                point[key] = given.get("image", 0.0) / sum(given.values())
         else:
             point[key] = values[section][name]
+            if isinstance(dimension, Choice) and point[key] not in dimension.values:
+                searched = ", ".join(map(str, dimension.values))
+                raise ConfigError(
+                    f"{key} is {point[key]}, which is none of what is searched ({searched}). "
+                    f"Begin at one of these, or keep it with --set {key}={point[key]}."
+                )
     return point
 
 

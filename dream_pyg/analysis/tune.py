@@ -162,7 +162,7 @@ def tune(
 
 
 def tuned_config(
-    model: str, graph: str | Path, study: str | Path, *, budget: float, overrides: Iterable[str] = ()
+    model: str, graph: str | Path, study: str | Path, *, budget: float, seed: int = 0, overrides: Iterable[str] = ()
 ) -> RunConfig:
     """The configuration that a short study finds for a graph: what ``--preset auto`` stands for.
 
@@ -173,6 +173,7 @@ def tuned_config(
         graph: The graph store.
         study: Directory of the study.
         budget: Seconds after which no further trial begins.
+        seed: Seed of the study and of every training.
         overrides: ``section.key=value`` that hold in the study and after it.
 
     Raises:
@@ -181,7 +182,8 @@ def tuned_config(
     """
     overrides = list(overrides)
     preset = "best" if model in load_presets("best") else None
-    tune(model, graph, study, num_trials=_UNLIMITED, overrides=overrides, preset=preset, timeout=budget)
+    tune(model, graph, study, num_trials=_UNLIMITED, seed=seed, overrides=overrides, preset=preset, timeout=budget)
+    overrides.append(f"training.seed={seed}")
     return RunConfig.create(graph=graph, model=model, preset=Path(study) / BEST, overrides=overrides)
 
 
@@ -423,8 +425,7 @@ def _as_preset(
         f"{num_trials}, seed {seed}, validation {metric} {best.value:.4f}"
     )
     values = dict(best.values)
-    for key in fixed:
-        section, name, *_ = key.split(".")
+    for section, name, *_ in (key.split(".") for key in fixed if "." in key):
         if name not in _NOT_SEARCHED:
             values.setdefault(f"{section}.{name}", description["config"][section][name])
     table: dict[str, Any] = {"source": source}

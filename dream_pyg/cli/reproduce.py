@@ -32,7 +32,7 @@ Examples:
     "--models",
     multiple=True,
     metavar="NAME[,NAME...]",
-    help="Some of the table's models; for table2 any.  [default: those of the table]",
+    help="Some of the table's models; for table2 and accuracy any.  [default: those of the table]",
 )
 @click.option("--preset", metavar="NAME|FILE", help="Values that suit a data set, for the models it knows.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="A value for every run.")
@@ -69,6 +69,8 @@ def reproduce(
 
     table1 has the data, table2 all systems, table3 ablations, table4 alignment in other models. accuracy has DREAM as
     published and at its best, without each addition, and for groups of items and users.
+
+    accuracy takes DREAM's presets paper and best, whatever --preset says, and needs the extra `dream-pyg[plots]`.
 
     Runs that are there are used, those missing are trained, and the table is written as Markdown, JSON and CSV beside
     what the paper prints. An interrupted table goes on with the same command; tables share their runs.

@@ -82,7 +82,7 @@ def train(
         if resume and file is None and not config.is_file():
             raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
         if preset == "auto" and not resume:
-            return _tuned(graph, model, file, run, num_neighbors, overrides, budget)
+            return _tuned(graph, model, file, run, num_neighbors, overrides, budget, seed or 0)
         return RunConfig.create(
             file=config if resume and file is None else file,
             graph=graph,
@@ -116,6 +116,7 @@ def _tuned(
     num_neighbors: int | None,
     overrides: tuple[str, ...],
     budget: float,
+    seed: int,
 ) -> RunConfig:
     """What --preset auto stands for."""
     if graph is None or model is None or file is not None:
@@ -128,7 +129,8 @@ def _tuned(
         raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
     if num_neighbors is not None:
         overrides = (*overrides, f"num_neighbors={num_neighbors}")
-    return tuned_config(model, graph, run.with_name(f"{run.name}.study"), budget=60 * budget, overrides=overrides)
+    study = run.with_name(f"{run.name}.study")
+    return tuned_config(model, graph, study, budget=60 * budget, seed=seed, overrides=overrides)
 
 
 @click.command(epilog=_EVALUATE_EPILOG)

@@ -213,6 +213,11 @@ class Recommender(nn.Module):
         """Named scalar terms, already weighted: training minimises their sum."""
         raise NotImplementedError
 
+    @classmethod
+    def needs_whole_graph(cls, config: Any) -> str | None:
+        """Why a model of this configuration cannot be trained on sampled graphs; None if it can."""
+        return None if cls.receptive_field is not Recommender.receptive_field else "it reads the graph as a whole"
+
     def receptive_field(self) -> ReceptiveField | None:
         """What the loss of a batch depends on, for a model that can be trained on sampled graphs.
 

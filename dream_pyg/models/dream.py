@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
-from dream_pyg.errors import ConfigError
 from dream_pyg.graph.co_occurrence import item_co_occurrence
 from dream_pyg.graph.sampling import ReceptiveField, inner_rows
 from dream_pyg.graph.schema import (
@@ -124,7 +123,8 @@ class DREAM(Recommender):
         or the mean of the modal line over the items that the user took. Not in the paper."""
         co_occurrence_share: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Share of an item's part of the modal line that comes, unfiltered, from the items most often taken with it,
-        in place of those that look or read like it. Not in the paper; the similarity is GF-CF's (arXiv 2108.07567)."""
+        in place of those that look or read like it; nothing comes there for an item taken with no other. Not in the
+        paper; the similarity is GF-CF's (arXiv 2108.07567)."""
         num_co_occurring_items: PositiveInt = 10
         """How many items at most an item listens to for that."""
         alignment_precision: Precision = "auto"
@@ -177,23 +177,19 @@ class DREAM(Recommender):
         """The behavior line (Eq. 3) and the modal line (Eq. 7)."""
         return self._lines(graph, self.initial_embeddings(graph))
 
-    def receptive_field(self) -> ReceptiveField:
-        """The behavior line's hops, and a hop over each relation graph from nodes with features.
-
-        Raises:
-            ConfigError: If the gate filters what is propagated, which takes the whole graph.
-        """
-        config = self.config
-        whole = {
+    @classmethod
+    def needs_whole_graph(cls, config: Any) -> str | None:
+        """The options for which a batch's neighbours are not enough."""
+        options = {
             "gate_input = 'propagated'": config.gate_input == "propagated",
             "user_modal = 'items'": config.user_modal == "items",
             "co_occurrence_share > 0": config.co_occurrence_share > 0,
         }
-        if asked := [option for option, is_on in whole.items() if is_on]:
-            raise ConfigError(
-                f"DREAM with {' and '.join(asked)} needs more of the graph than a batch's neighbours, so it cannot be "
-                "trained on sampled graphs. Leave that out, or train on the whole graph."
-            )
+        asked = [option for option, is_on in options.items() if is_on]
+        return f"{' and '.join(asked)} need more than a batch's neighbours" if asked else None
+
+    def receptive_field(self) -> ReceptiveField:
+        """The behavior line's hops, and a hop over each relation graph from nodes with features."""
         modalities = tuple(self.modality_weights)
         return ReceptiveField(
             num_hops=self.config.num_layers,

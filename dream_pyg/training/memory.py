@@ -12,14 +12,13 @@ from dream_pyg.config import RunConfig, SamplingConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.processor import available_bytes, gibibytes
 from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name
-from dream_pyg.models import Recommender, find_model
+from dream_pyg.models import find_model
 
 _KEPT = 3
 """Copies of the tables that a training keeps: weights and Adam's two moments."""
 _PASSING = 2
 """Copies that come and go: gradients, or the rows that a validation propagates, and the weights as they are saved. What
 a model adds to that is its own."""
-_BYTES = {"float32": 4, "bfloat16": 2, "stored": 0}
 
 
 class Needs(NamedTuple):
@@ -34,20 +33,25 @@ class Needs(NamedTuple):
         return self.tables + self.features
 
 
-def least_bytes(config: RunConfig, graph: HeteroData) -> Needs:
+def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> Needs:
     """What the tables of a model, with gradients and optimizer, and the features it is given take at least.
 
     Args:
         config: The run; a model without ``embedding_dim`` has no tables.
-        graph: The graph as it is stored.
+        graph: The graph as it is stored. On the CPU its features are read from their file, and take no memory of their
+            own, where they have the type that they are held in.
+        device: Where the model computes.
     """
     num_rows = int(graph[USER].num_nodes) + int(graph[ITEM].num_nodes)
     table = 4 * num_rows * config.model.get("embedding_dim", 0)
     kept = _KEPT * table // (ranks.num_ranks() if config.training.shard_tables else 1)
     needs_features = find_model(config.model_name).requirements(config.hyperparameters).features
-    per_number = _BYTES[config.held_precision] if needs_features else 0
-    numbers = sum(graph[ITEM][feature_name(modality)].numel() for modality in feature_modalities(graph))
-    return Needs(kept + _PASSING * table, per_number * numbers)
+    features = 0
+    for modality in feature_modalities(graph) if needs_features and config.held_precision != "stored" else ():
+        stored, held = graph[ITEM][feature_name(modality)], getattr(torch, config.held_precision)
+        if device.type != "cpu" or stored.dtype != held:
+            features += held.itemsize * stored.numel()
+    return Needs(kept + _PASSING * table, features)
 
 
 def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> None:
@@ -61,18 +65,13 @@ def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> 
     Raises:
         ConfigError: If even the least that it takes is more than what is free.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
-    needs = least_bytes(config, graph)
-    if free is None or needs.total * ranks.num_local_ranks() <= free:
+    free, sharing = _free_bytes(device), 1 if device.type == "cuda" else ranks.num_local_ranks()
+    needs = least_bytes(config, graph, device)
+    if free is None or needs.total * sharing <= free:
         return
-    fitting = [
-        change
-        for change, other in _savings(config).items()
-        if least_bytes(other, graph).total * ranks.num_local_ranks() <= free
-    ]
-    cure = (
-        f"with --set {' or '.join(fitting)} it may fit" if fitting else "it wants a larger machine, or shorter tables"
-    )
+    savings = _savings(config).items()
+    fitting = [change for change, other in savings if least_bytes(other, graph, device).total * sharing <= free]
+    cure = f"with --set {' or '.join(fitting)} it may fit" if fitting else "it wants a larger machine"
     raise ConfigError(
         f"Training {config.model_name} on this graph takes at least {gibibytes(needs.total)} of memory in each process "
         f"(tables with gradients and optimizer {gibibytes(needs.tables)}, features {gibibytes(needs.features)}), but "
@@ -80,13 +79,21 @@ def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> 
     )
 
 
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return available_bytes()
+    # What PyTorch keeps of what was freed is there for the next training.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
 def _savings(config: RunConfig) -> dict[str, RunConfig]:
-    """What takes less memory, each as an override and as the configuration it makes."""
+    """What may take less memory, each as an override and as the configuration it makes."""
     savings = {}
     if config.held_precision == "float32":
         savings["feature_precision=bfloat16"] = config.model_copy(update={"feature_precision": "bfloat16"})
-    can_sample = find_model(config.model_name).receptive_field is not Recommender.receptive_field
-    if can_sample and config.training.sampling is None:
+    can_be_sampled = find_model(config.model_name).needs_whole_graph(config.hyperparameters) is None
+    if can_be_sampled and config.training.sampling is None:
         training = config.training.model_copy(update={"sampling": SamplingConfig()})
         savings["training.sampling={}"] = config.model_copy(update={"training": training})
     if dim := config.model.get("embedding_dim", 0) // 2:

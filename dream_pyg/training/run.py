@@ -80,6 +80,11 @@ class RunPaths:
         return sorted(int(number) for number in numbers if number.isdecimal())
 
     @property
+    def taught(self) -> Path:
+        """The items that a teacher gave, if there is one."""
+        return self.root / "taught.safetensors"
+
+    @property
     def test_metrics(self) -> Path:
         """Test metrics of the best epoch."""
         return self.root / "test_metrics.json"

@@ -58,10 +58,10 @@ class SampledSteps:
     def __init__(
         self, graph: HeteroData, model: Recommender, sampling: SamplingConfig, *, seed: int, device: torch.device
     ) -> None:
-        field = model.receptive_field()
+        field, why = model.receptive_field(), model.needs_whole_graph(model.config)
         name = type(model).__name__
-        if field is None:
-            raise ConfigError(f"{name} cannot be trained on sampled graphs. Train it on the whole graph.")
+        if field is None or why is not None:
+            raise ConfigError(f"{name} cannot be trained on sampled graphs: {why}. Train it on the whole graph.")
         if field.num_hops > len(sampling.interactions):
             raise ConfigError(
                 f"{name} propagates over {field.num_hops} hops, but training.sampling.interactions has fan-outs for "

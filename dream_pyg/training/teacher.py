@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import logging
 import time
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from dream_pyg import ranks
 from dream_pyg.config import TeacherConfig
+from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.errors import ConfigError
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.schema import INTERACTS, USER, label_name
-from dream_pyg.models import Scorer, find_model
+from dream_pyg.models import Recommender, Scorer, find_model
 from dream_pyg.ranking import SeenItems, recommend
 from dream_pyg.training.run import check_requirements
 
@@ -32,12 +35,29 @@ class TaughtItems(NamedTuple):
 
     def draw(self, user: Tensor, generator: torch.Generator) -> Tensor:
         """One item for each of these users (B,), -1 where the rank that was drawn has none."""
+        if len(user) == 0:
+            return user
         rank = torch.multinomial(self.chance, len(user), replacement=True, generator=generator)
         return self.item[user, rank]
 
-    def digest(self) -> str:
-        """What tells these items from others, to compare between processes."""
-        return hashlib.sha256(self.item.numpy().tobytes()).hexdigest()[:12]
+    @classmethod
+    def of(cls, item: Tensor, config: TeacherConfig) -> Self:
+        """These items, drawn as the configuration says."""
+        rank = torch.arange(item.size(1), dtype=torch.float64)
+        return cls(item, torch.exp(-rank / config.rank_decay), config.share)
+
+    @classmethod
+    def load(cls, path: Path, config: TeacherConfig) -> Self:
+        """What :meth:`save` wrote.
+
+        Raises:
+            StoreError: If it is missing or damaged.
+        """
+        return cls.of(load_tensors(path)[0]["item"], config)
+
+    def save(self, path: Path) -> None:
+        """Keep the items in a file, atomically."""
+        save_tensors(path, {"item": self.item})
 
 
 def teach(graph: HeteroData, config: TeacherConfig) -> TaughtItems:
@@ -52,6 +72,8 @@ def teach(graph: HeteroData, config: TeacherConfig) -> TaughtItems:
 
     Raises:
         ConfigError: If the graph lacks what the teacher needs, or the catalogue is too large for it.
+
+    Several processes all solve it, and take the items that the first one finds.
     """
     train = graph[INTERACTS][label_name("train")]
     num_users = int(graph[USER].num_nodes)
@@ -59,8 +81,9 @@ def teach(graph: HeteroData, config: TeacherConfig) -> TaughtItems:
     with torch.no_grad():
         scorer = _solve(graph, config)
         ranking = recommend(scorer, everyone, config.num_items, SeenItems.from_pairs(train, num_users))
-    rank = torch.arange(ranking.item.size(1), dtype=torch.float64)
-    return TaughtItems(ranking.item.cpu(), torch.exp(-rank / config.rank_decay), config.share)
+    # What a teacher does not score, as item-kNN most items, it knows nothing of: its order there is that of ids.
+    item = ranking.item.masked_fill(ranking.score <= 0, -1).cpu()
+    return TaughtItems.of(ranks.first_says(item), config)
 
 
 def _solve(graph: HeteroData, config: TeacherConfig) -> Scorer:
@@ -69,17 +92,9 @@ def _solve(graph: HeteroData, config: TeacherConfig) -> Scorer:
     best: tuple[float, Scorer] | None = None
     for hyperparameters in candidates:
         started = time.perf_counter()
-        check_requirements(name, hyperparameters, graph)
-        try:
-            model = find_model(name)(graph, hyperparameters).to(graph[INTERACTS].edge_index.device)
-        except ConfigError as error:
-            raise ConfigError(
-                f"The teacher: {error} That is --set training.teacher.model.name=itemknn "
-                "--set training.teacher.l2_weights=[]. Or train without a teacher: --set training.teacher.share=0."
-            ) from error
+        model = ranks.together(functools.partial(_made, name, hyperparameters, graph))
         model.fit(graph)
-        scorer, told = model(graph), ""
-        recall = 0.0
+        scorer, recall, told = model(graph), 0.0, ""
         if len(candidates) > 1:
             recall = evaluate(scorer, graph, "valid", ks=(20,), metrics=("recall",))["recall@20"]
             told = f" with l2_weight {hyperparameters.l2_weight:g}: validation recall@20 {recall:.4f}"
@@ -88,3 +103,14 @@ def _solve(graph: HeteroData, config: TeacherConfig) -> Scorer:
             best = recall, scorer
     assert best is not None
     return best[1]
+
+
+def _made(name: str, hyperparameters: Any, graph: HeteroData) -> Recommender:
+    try:
+        check_requirements(name, hyperparameters, graph)
+        return find_model(name)(graph, hyperparameters).to(graph[INTERACTS].edge_index.device)
+    except ConfigError as error:
+        raise ConfigError(
+            f"The teacher {name}: {error} For another teacher, --set \"training.teacher.model={{name='itemknn'}}\" "
+            "--set training.teacher.l2_weights=[]; for none, --set training.teacher.share=0."
+        ) from error

@@ -18,7 +18,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from dream_pyg import ranks
-from dream_pyg.config import RunConfig, differences
+from dream_pyg.config import RunConfig, TeacherConfig, differences
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible
 from dream_pyg.errors import ConfigError, DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
@@ -45,7 +45,7 @@ from dream_pyg.training.run import (
     whole_weights,
 )
 from dream_pyg.training.steps import SampledSteps, WholeGraphSteps
-from dream_pyg.training.teacher import teach
+from dream_pyg.training.teacher import TaughtItems, teach
 from dream_pyg.training.triplets import TripletSampler
 
 logger = logging.getLogger("dream_pyg")
@@ -123,8 +123,7 @@ def train(
         paths = RunPaths(Path(run))
         _check_agreement({**config.to_dict(), "resume": resume})
         session, stored, info = ranks.together(lambda: _prepare(config, paths, resume, on_evaluation))
-        taught = None if session.taught is None else session.taught.digest()
-        _check_agreement({"graph fingerprint": info["graph_fingerprint"], "taught items": taught})
+        _check_agreement({"graph fingerprint": info["graph_fingerprint"]})
         if resume:
             session.load()
             ranks.first_does(lambda: _note_resumption(config, paths, info))
@@ -230,9 +229,7 @@ class _Session:
         self.on_evaluation = on_evaluation
         self.stopped = False
         self.optimizers = make_optimizers(model, self.config)
-        teacher = self.config.teacher
-        self.taught = teach(graph, teacher) if self.optimizers and teacher is not None and teacher.share else None
-        self.sampler = TripletSampler(graph, self.taught)
+        self.sampler = TripletSampler(graph)
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed of the current epoch
         self.loss_sums: dict[str, float] = {}
@@ -256,6 +253,11 @@ class _Session:
 
     def create(self, config: RunConfig, info: dict[str, Any]) -> None:
         """Write the run's first files as a whole or not at all, so that whatever is there can be resumed."""
+        taught = None
+        if (teacher := self._teacher()) is not None:
+            with _deterministic():
+                taught = teach(self.graph, teacher)
+            self.sampler = TripletSampler(self.graph, taught)
         state = self.state()
 
         def write() -> None:
@@ -266,8 +268,15 @@ class _Session:
                 if self._is_kept():
                     keep_epoch(first, state["model"], self.epoch)
                 save_checkpoint(first.last, state)
+                if taught is not None:
+                    taught.save(first.taught)
 
         ranks.first_does(write)
+
+    def _teacher(self) -> TeacherConfig | None:
+        """The teacher, if there is one and something that learns."""
+        teacher = self.config.teacher
+        return teacher if self.optimizers and teacher is not None and teacher.share else None
 
     def save(self) -> None:
         """Write the resumable checkpoint."""
@@ -288,6 +297,9 @@ class _Session:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         for name in _PROGRESS:
             setattr(self, name, state[name])
+        if (teacher := self._teacher()) is not None:
+            taught = ranks.together(lambda: TaughtItems.load(self.paths.taught, teacher))
+            self.sampler = TripletSampler(self.graph, taught)
         ranks.first_does(self._forget_later_epochs)
         logger.info("Resuming %s after epoch %d, step %d", self.paths.root, self.epoch, self.step)
 

@@ -21,7 +21,8 @@ class TripletSampler:
     Negatives are uniform over the items that occur in train, without those that the user interacted with in train:
     one per interaction, redrawn each epoch (the protocol of the field's tables).
 
-    A teacher's items are positives of further triplets, of users as often as they have train interactions.
+    A teacher's items are positives of further triplets, of users as often as they have train interactions. They may be
+    drawn as negatives all the same, as what train does not have.
 
     Args:
         graph: The graph whose train pairs are sampled.
@@ -55,12 +56,14 @@ class TripletSampler:
             generator: Where chance comes from.
             num_triplets: How many at most; by default one for each interaction, and those that are taught.
         """
+        num_own = num_triplets
         if self._taught is not None and num_triplets is not None:
-            num_triplets = round(num_triplets / (1 + self._taught.share))
-        order = torch.randperm(len(self), generator=generator)[:num_triplets]
+            num_own = max(1, round(num_triplets / (1 + self._taught.share)))
+        order = torch.randperm(len(self), generator=generator)[:num_own]
         user, pos_item = self._user[order], self._item[order]
         if self._taught is not None:
             user, pos_item = self._with_taught(user, pos_item, self._taught, generator)
+            user, pos_item = user[:num_triplets], pos_item[:num_triplets]  # both were rounded
         return Batch(user, pos_item, self._draw_negatives(user, generator))
 
     def _with_taught(

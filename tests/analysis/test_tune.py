@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dream_pyg.analysis import tune as study
+from dream_pyg.analysis.search_spaces import default_point, search_space
 from dream_pyg.analysis.tune import StudyResult, tune
 from dream_pyg.config import RunConfig
 from dream_pyg.errors import ConfigError, Interrupted, ResumeError, StoreError, TrainingError
@@ -191,6 +192,16 @@ def test_a_study_begins_at_a_preset_and_keeps_what_it_does_not_search(shop_graph
     assert (found.training.patience, found.training.teacher.share) == (9, 0.5)
     best = RunConfig.load(result.path / "trials" / f"{result.best.number:03d}" / "config.toml")
     assert found == best
+
+
+def test_the_point_of_a_preset_has_its_weights_of_modalities_and_only_what_can_be_chosen():
+    modalities = ["image", "text"]
+    config = RunConfig.create(graph="g", model="dream", overrides=["model.modality_weights={image=1.5, text=0.5}"])
+    point = default_point(search_space("dream", modalities), config, modalities)
+    assert point["model.modality_weights"] == 0.75
+    deep = RunConfig.create(graph="g", model="lightgcn", overrides=["model.num_layers=7"])
+    with pytest.raises(ConfigError, match=r"model.num_layers is 7, which is none of .*--set model.num_layers=7"):
+        default_point(search_space("lightgcn", []), deep, [])
 
 
 @pytest.mark.parametrize(

@@ -242,10 +242,12 @@ def test_preset_auto_finds_values_within_a_budget_and_trains_with_them(command, 
     run = tmp_path / "run"
     short = ["--set", "training.epochs=2", "--set", "training.batch_size=64", "--set", "training.num_threads=1"]
     line = ["train", shop_graph, "--model", "dream", "--preset", "auto", "--budget", "0", "--run", run, *short]
+    line += ["--num-neighbors", "2", "--seed", "3"]
     assert command(*line).exit_code == 0
     best = RunConfig.load(run.with_name("run.study") / "trials" / "000" / "config.toml")
     config = RunConfig.load(run / "config.toml")
     assert config == best
+    assert (config.num_neighbors, config.training.seed) == (2, 3)
     assert config.training.teacher is not None, "the study did not begin at the preset best"
     assert not list(run.with_name("run.study").glob("trials/*/test_metrics.json")), "test was read more than once"
     again = command(*line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -9,41 +11,71 @@ from dream_pyg.config import RunConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.training import memory
 from dream_pyg.training.memory import check_memory, least_bytes
+from dream_pyg.training.optimizers import make_optimizers
+from dream_pyg.training.run import make_model, prepare_graph
 from dream_pyg.training.trainer import train
+from tests.models.agreement import some_triplets
 from tests.training.runs import configure
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def bytes_of(stored, *overrides: str, model: str = "dream") -> int:
-    config = RunConfig.create(graph=stored.path, model=model, overrides=overrides)
-    return least_bytes(config, stored.graph).total
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "stored"])
+@pytest.mark.parametrize("name", ["dream", "lightgcn", "bpr", "popularity"])
+def test_what_it_takes_is_no_more_than_what_a_training_holds(stored, name, precision):
+    config = RunConfig.create(graph=stored.path, model=name, overrides=[f"feature_precision={precision}"])
+    graph = prepare_graph(stored.graph, CPU, None, precision)
+    model = make_model(config, graph)
+    held = 0
+    if optimizers := make_optimizers(model, config.training):
+        sum(model.loss(graph, some_triplets(graph)).values()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            held += sum(value.nbytes for state in optimizer.state.values() for value in state.values())
+        held += sum(2 * p.nbytes + p.grad.nbytes for p in model.parameters())  # as it is, and as it is saved
+    for modality in ("image", "text"):
+        before, after = (one["item"][f"x_{modality}"] for one in (stored.graph, graph))
+        held += 0 if after.data_ptr() == before.data_ptr() else after.nbytes
+    least = least_bytes(config, stored.graph, CPU).total
+    assert (least > 0) == (name != "popularity")
+    assert least <= held or name == "popularity"
 
 
-def test_what_it_takes_is_no_more_than_what_a_training_allocates(stored):
-    num_rows = sum(stored.graph[node].num_nodes for node in ("user", "item"))
-    numbers = sum(stored.graph["item"][f"x_{modality}"].numel() for modality in ("image", "text"))
-    assert bytes_of(stored, model="lightgcn") == 5 * 4 * 64 * num_rows
-    assert bytes_of(stored) == 5 * 4 * 64 * num_rows + 4 * numbers
-    assert bytes_of(stored, "feature_precision=bfloat16") == 5 * 4 * 64 * num_rows + 2 * numbers
-    assert bytes_of(stored, "training.sampling={}") == 5 * 4 * 64 * num_rows
-    assert bytes_of(stored, model="popularity") == bytes_of(stored, model="ease") == 0
+def test_features_count_where_they_are_converted_or_on_another_device(stored):
+    graph = copy.copy(stored.graph)
+    for modality in ("image", "text"):
+        graph["item"][f"x_{modality}"] = graph["item"][f"x_{modality}"].float()
+    numbers = sum(graph["item"][f"x_{modality}"].numel() for modality in ("image", "text"))
+    config = RunConfig.create(graph=stored.path, model="dream")
+    half = config.model_copy(update={"feature_precision": "bfloat16"})
+    sampled = RunConfig.create(graph=stored.path, model="dream", overrides=["training.sampling={}"])
+    assert least_bytes(config, graph, CPU).features == least_bytes(sampled, graph, CUDA).features == 0
+    assert least_bytes(config, graph, CUDA).features == 4 * numbers
+    assert least_bytes(half, graph, CPU).features == 2 * numbers
+    assert least_bytes(RunConfig.create(graph="g", model="lightgcn"), graph, CUDA).features == 0
 
 
 def test_a_training_that_cannot_fit_is_refused_with_what_would(stored, tmp_path, monkeypatch):
     config = configure(stored)
-    sampled = bytes_of(stored, "training.sampling={}")
-    monkeypatch.setattr(memory, "available_bytes", lambda: sampled)
+    smaller = RunConfig.create(graph=stored.path, model="dream", overrides=["model.embedding_dim=32"])
+    monkeypatch.setattr(memory, "available_bytes", lambda: least_bytes(smaller, stored.graph, CPU).total)
     with pytest.raises(ConfigError) as caught:
         train(config, tmp_path / "run")
     message = str(caught.value)
     assert "Training dream on this graph takes at least" in message
-    assert "training.sampling={}" in message
-    assert "feature_precision" not in message
+    assert "with --set model.embedding_dim=32 it may fit" in message
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(memory, "available_bytes", lambda: 1)
-    with pytest.raises(ConfigError, match="wants a larger machine"):
+    with pytest.raises(ConfigError, match="it wants a larger machine"):
         check_memory(config, stored.graph, CPU)
+
+
+def test_sampling_is_advised_only_where_it_can_be_had(stored):
+    plain = RunConfig.create(graph=stored.path, model="dream")
+    best = RunConfig.create(graph=stored.path, model="dream", preset="best")
+    mgcn = RunConfig.create(graph=stored.path, model="mgcn")
+    advised = ["training.sampling={}" in memory._savings(config) for config in (plain, best, mgcn)]
+    assert advised == [True, False, False]
 
 
 @pytest.mark.parametrize("free", [None, 1 << 40])

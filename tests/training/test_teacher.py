@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from dream_pyg.config import RunConfig, TeacherConfig
-from dream_pyg.errors import ConfigError
+from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.models import find_model
+from dream_pyg.training import trainer
 from dream_pyg.training.run import RunPaths, load_run
 from dream_pyg.training.teacher import TaughtItems, teach
 from dream_pyg.training.trainer import train
@@ -27,7 +30,10 @@ def test_taught_are_the_best_items_that_the_user_did_not_take(stored, name):
     scores = model(graph).scores(torch.arange(model.num_users))
     scores[user, item] = -torch.inf
     assert taught.item.shape == (model.num_users, 7)
-    torch.testing.assert_close(scores.gather(1, taught.item), scores.topk(7).values)
+    best = scores.topk(7).values
+    known = taught.item >= 0
+    assert torch.equal(known, best > 0), "what is not scored is taught"
+    torch.testing.assert_close(scores.gather(1, taught.item.clamp(min=0))[known], best[known])
 
 
 def test_ranks_are_drawn_by_their_position():
@@ -39,11 +45,12 @@ def test_ranks_are_drawn_by_their_position():
 
 def test_an_epoch_has_all_of_train_and_a_share_that_is_taught(stored):
     graph = stored.graph
-    taught = teach(graph, TeacherConfig(share=0.5))
+    user, item = graph[INTERACTS][label_name("train")]
+    free = torch.ones(graph["user"].num_nodes, graph["item"].num_nodes).index_put((user, item), torch.tensor(0.0))
+    taught = TaughtItems.of(free.topk(4).indices, TeacherConfig(share=0.5))
     plain, both = TripletSampler(graph), TripletSampler(graph, taught)
     triplets = both.epoch(torch.Generator().manual_seed(0))
     assert len(triplets.user) == len(plain) + round(0.5 * len(plain))
-    user, item = graph[INTERACTS][label_name("train")]
     key = triplets.user * 10_000 + triplets.pos_item
     is_train = torch.isin(key, user * 10_000 + item)
     assert is_train.sum() == len(plain)
@@ -51,7 +58,8 @@ def test_an_epoch_has_all_of_train_and_a_share_that_is_taught(stored):
     rest = ~is_train
     assert (taught.item[triplets.user[rest]] == triplets.pos_item[rest, None]).any(dim=1).all()
     assert not is_train[: len(plain)].all(), "taught triplets stand apart"
-    assert len(both.epoch(torch.Generator().manual_seed(0), 60).user) == 60
+    for number in range(1, 80):
+        assert len(both.epoch(torch.Generator().manual_seed(0), number).user) in (number - 1, number)
 
 
 def test_users_with_fewer_items_left_are_taught_those(stored):
@@ -77,6 +85,16 @@ def test_a_run_learns_from_a_teacher_and_resumes_to_the_same_bits(stored, tmp_pa
     without = train(configure(stored, "bpr", epochs=2, teacher={"share": 0.0}), tmp_path / "without")
     assert without.test_metrics == plain.test_metrics
     assert load_run(tmp_path / "whole").config == RunConfig.load(RunPaths(tmp_path / "whole").config)
+
+
+def test_a_run_keeps_what_it_was_taught(stored, tmp_path, monkeypatch):
+    config = configure(stored, "bpr", epochs=2, teacher={})
+    train(config.model_copy(update={"training": config.training.model_copy(update={"epochs": 1})}), tmp_path / "run")
+    monkeypatch.setattr(trainer, "teach", None)  # it is not solved again
+    train(config, tmp_path / "run", resume=True)
+    RunPaths(tmp_path / "run").taught.unlink()
+    with pytest.raises(StoreError, match="taught"):
+        train(config, tmp_path / "run", resume=True)
 
 
 def test_a_model_without_closed_form_cannot_teach(stored):
@@ -105,8 +123,15 @@ def test_validation_chooses_among_the_teachers_weights(stored):
 
 def test_a_catalogue_too_large_for_the_teacher_is_told_what_to_do(stored):
     config = TeacherConfig(model={"max_memory_gb": 1e-9}, l2_weights=(1.0, 2.0))
-    with pytest.raises(ConfigError, match=r"The teacher: AddEASE needs .*name=itemknn.*l2_weights=\[\].*share=0"):
+    with pytest.raises(
+        ConfigError, match=r"The teacher addease: AddEASE needs .*name='itemknn'.*l2_weights=\[\].*share=0"
+    ):
         teach(stored.graph, config)
+    without = copy.copy(stored.graph)
+    for modality in ("image", "text"):
+        del without["item"][f"x_{modality}"]
+    with pytest.raises(ConfigError, match=r"The teacher addease: .* needs features .*share=0"):
+        teach(without, TeacherConfig())
     overrides = ["training.teacher.model={name='itemknn'}", "training.teacher.l2_weights=[]"]
     chosen = RunConfig.create(graph="g", model="dream", preset="best", overrides=overrides).training.teacher
     assert (chosen.model["name"], chosen.l2_weights) == ("itemknn", ())
