@@ -47,6 +47,9 @@ CASES = {
     **{f"{name}-aligned": Case(name, ALIGNED) for name in ("vbpr", "bm3", "mgcn")},
     "dream-norm": Case("dream", {"squared_signal": False, "normalize_alignment": False}),
     "dream-cold": Case("dream", {"temperature": 0.02, "signal_weight": 1.0}),
+    "dream-best": Case(
+        "dream", {"user_modal": "items", "co_occurrence_share": 0.4}, {"teacher": {"l2_weights": [1.0, 30.0]}}
+    ),
     "buir-id": Case("buir", {"num_layers": 0}),
     **{f"{name}-sharded": Case(name, {}, SHARDED) for name in ("dream", "vbpr", "lightgcn", "bpr")},
     **{f"{name}-sampled": Case(name, {}, ALL_NEIGHBORS) for name in ("dream", "bpr")},
