@@ -186,7 +186,7 @@ class DREAM(Recommender):
             "co_occurrence_share > 0": config.co_occurrence_share > 0,
         }
         asked = [option for option, is_on in options.items() if is_on]
-        return f"{' and '.join(asked)} need more than a batch's neighbours" if asked else None
+        return f"with {' and '.join(asked)} it reads more than a batch's neighbours" if asked else None
 
     def receptive_field(self) -> ReceptiveField:
         """The behavior line's hops, and a hop over each relation graph from nodes with features."""

@@ -67,7 +67,7 @@ def test_models_that_need_the_whole_graph_say_so(stored, tmp_path):
         train(configure(stored, "mgcn", sampling={}), tmp_path / "run")
     config = configure(stored, sampling={})
     config = config.model_validate({**config.to_dict(), "model": {"name": "dream", "gate_input": "propagated"}})
-    with pytest.raises(ConfigError, match="gate_input = 'propagated' need more than a batch's neighbours"):
+    with pytest.raises(ConfigError, match="with gate_input = 'propagated' it reads more"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
