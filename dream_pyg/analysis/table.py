@@ -67,12 +67,12 @@ class Table(NamedTuple):
             directory: Where to.
             name: What the files are called; by default as the table.
         """
-        path = directory / (name or self.name)
-        write_json(path.with_name(f"{path.name}.json"), self.to_dict())
-        write_text(path.with_name(f"{path.name}.csv"), self.to_csv())
-        write_text(path.with_name(f"{path.name}.md"), self.to_markdown())
+        name = name or self.name
+        write_json(directory / f"{name}.json", self.to_dict())
+        write_text(directory / f"{name}.csv", self.to_csv())
+        write_text(directory / f"{name}.md", self.to_markdown())
         if self.name == "accuracy" and self.complete:
-            write_picture(draw_accuracy(self._frame()), path.with_name(f"{path.name}.png"))
+            write_picture(draw_accuracy(self._frame()), directory / f"{name}.png")
 
     def _frame(self) -> pl.DataFrame:
         records = [(row.name, cell.metric, cell.mean, cell.std) for row in self.rows for cell in row.cells]

@@ -10,7 +10,7 @@ from dream_pyg import ranks
 from dream_pyg.analysis.tune import tuned_config
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.config import RunConfig
-from dream_pyg.errors import ConfigError, ResumeError, StoreError
+from dream_pyg.errors import ConfigError, ResumeError
 from dream_pyg.training.run import RunPaths, load_run
 from dream_pyg.training.trainer import evaluate_lines
 from dream_pyg.training.trainer import train as train_run
@@ -125,8 +125,7 @@ def _tuned(
         raise ConfigError(
             "--preset auto works in one process. Start it without torchrun, then train with RUN's values."
         )
-    if run.exists():
-        raise StoreError(f"{run} exists already. Continue it with --resume, or choose another directory.")
+    RunPaths(run).check_absent()
     if num_neighbors is not None:
         overrides = (*overrides, f"num_neighbors={num_neighbors}")
     study = run.with_name(f"{run.name}.study")

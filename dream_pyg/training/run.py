@@ -89,6 +89,15 @@ class RunPaths:
         """Test metrics of the best epoch."""
         return self.root / "test_metrics.json"
 
+    def check_absent(self) -> None:
+        """Refuse to begin a run where something is.
+
+        Raises:
+            StoreError: If the directory exists.
+        """
+        if self.root.exists():
+            raise StoreError(f"{self.root} exists already. Continue it with --resume, or choose another directory.")
+
 
 @dataclass(frozen=True)
 class Run:

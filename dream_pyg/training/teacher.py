@@ -64,7 +64,7 @@ def teach(graph: HeteroData, config: TeacherConfig) -> TaughtItems:
     r"""Solve the teacher and rank for every user, as in Ranking Distillation (arXiv 1809.07428, Section 3).
 
     Of a user's N items the one of rank r = 0, 1, ... is drawn with probability proportional to :math:`e^{-r/\lambda}`,
-    the position importance of that paper (Eq. 9).
+    the position importance of that paper (Eq. 9). Several processes all solve it, and take what the first one finds.
 
     Args:
         graph: The graph.
@@ -72,8 +72,6 @@ def teach(graph: HeteroData, config: TeacherConfig) -> TaughtItems:
 
     Raises:
         ConfigError: If the graph lacks what the teacher needs, or the catalogue is too large for it.
-
-    Several processes all solve it, and take the items that the first one finds.
     """
     train = graph[INTERACTS][label_name("train")]
     num_users = int(graph[USER].num_nodes)

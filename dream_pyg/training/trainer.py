@@ -21,7 +21,7 @@ from dream_pyg import ranks
 from dream_pyg.config import RunConfig, TeacherConfig, differences
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible
-from dream_pyg.errors import ConfigError, DataError, DreamPygError, Interrupted, ResumeError, StoreError, TrainingError
+from dream_pyg.errors import ConfigError, DataError, DreamPygError, Interrupted, ResumeError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
 from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.schema import INTERACTS, label_name
@@ -154,8 +154,8 @@ def _prepare(
     stored = load_graph(config.graph)
     if resume:
         _check_resumable(config, paths, stored.fingerprint)
-    elif paths.root.exists():
-        raise StoreError(f"{paths.root} exists already. Continue it with --resume, or choose another directory.")
+    else:
+        paths.check_absent()
     check_memory(config, stored.graph, device)
     graph = prepare_graph(stored.graph, device, config.num_neighbors, config.held_precision)
     if graph[INTERACTS][label_name("valid")].size(1) == 0:
@@ -257,7 +257,7 @@ class _Session:
         if (teacher := self._teacher()) is not None:
             with _deterministic():
                 taught = teach(self.graph, teacher)
-            self.sampler = TripletSampler(self.graph, taught)
+            self.sampler.taught = taught
         state = self.state()
 
         def write() -> None:
@@ -298,8 +298,7 @@ class _Session:
         for name in _PROGRESS:
             setattr(self, name, state[name])
         if (teacher := self._teacher()) is not None:
-            taught = ranks.together(lambda: TaughtItems.load(self.paths.taught, teacher))
-            self.sampler = TripletSampler(self.graph, taught)
+            self.sampler.taught = ranks.together(lambda: TaughtItems.load(self.paths.taught, teacher))
         ranks.first_does(self._forget_later_epochs)
         logger.info("Resuming %s after epoch %d, step %d", self.paths.root, self.epoch, self.step)
 

@@ -37,7 +37,7 @@ class TripletSampler:
         self._num_items = int(graph[ITEM].num_nodes)
         self._keys = torch.sort(user * self._num_items + item).values
         self._train_items = torch.unique(item)
-        self._taught = taught
+        self.taught = taught
         # A user who has every train item has no negative: such pairs still propagate but cannot be ranked.
         can_rank = torch.bincount(user)[user] < len(self._train_items)
         self._user, self._item = user[can_rank], item[can_rank]
@@ -57,12 +57,12 @@ class TripletSampler:
             num_triplets: How many at most; by default one for each interaction, and those that are taught.
         """
         num_own = num_triplets
-        if self._taught is not None and num_triplets is not None:
-            num_own = max(1, round(num_triplets / (1 + self._taught.share)))
+        if self.taught is not None and num_triplets is not None:
+            num_own = max(1, round(num_triplets / (1 + self.taught.share)))
         order = torch.randperm(len(self), generator=generator)[:num_own]
         user, pos_item = self._user[order], self._item[order]
-        if self._taught is not None:
-            user, pos_item = self._with_taught(user, pos_item, self._taught, generator)
+        if self.taught is not None:
+            user, pos_item = self._with_taught(user, pos_item, self.taught, generator)
             user, pos_item = user[:num_triplets], pos_item[:num_triplets]  # both were rounded
         return Batch(user, pos_item, self._draw_negatives(user, generator))
 
