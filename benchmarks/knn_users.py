@@ -12,4 +12,4 @@ from __future__ import annotations
 from knn_items import measure
 
 if __name__ == "__main__":
-    measure(__doc__, "knn-users", ("clothing-users",), ("exact-bf16", "exact-fp32", "faiss-flat"), steps=2)
+    measure(__doc__, "knn-users", ("clothing-users",), ("exact", "exact-bf16", "exact-fp32", "faiss-flat"), steps=2)

@@ -46,7 +46,7 @@ class Engine:
         kind: ``exact``, ``approximate``, or ``yardstick`` for what finds no neighbours at all.
         settings: How an index can be built, in rising order of effort.
         effort: The name of what a search can spend, and its values in rising order.
-        multiplies: In what an exact engine multiplies.
+        multiplies: In what an exact engine multiplies at best.
     """
 
     name: str
@@ -98,7 +98,7 @@ def _done(index: NDArray[np.int64] | None) -> Search:
     return lambda _: index
 
 
-def _own_exact(rows: Rows, k: int, setting: Setting, threads: int, dtype: torch.dtype) -> Search:
+def _own_exact(rows: Rows, k: int, setting: Setting, threads: int, dtype: torch.dtype | None) -> Search:
     return _done(cosine_knn(rows, k, engine="exact", dtype=dtype).index)
 
 
@@ -268,6 +268,7 @@ _EXPANSIONS = (16, 32, 64, 128, 256, 512)
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
+        Engine("exact", partial(_own_exact, dtype=None), multiplies="int8"),
         Engine("exact-bf16", partial(_own_exact, dtype=torch.bfloat16), multiplies="bf16"),
         Engine("exact-fp32", partial(_own_exact, dtype=torch.float32)),
         Engine("flat", _own_flat),

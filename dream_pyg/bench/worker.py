@@ -124,10 +124,12 @@ def measure_gemm(job: dict[str, Any], emit: Emit) -> None:
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, size, size, generator=generator)
     low_left, low_right = left.bfloat16(), right.bfloat16()
+    whole_left, whole_right = (part.mul(25).clamp(-127, 127).to(torch.int8) for part in (left, right))
     emit("ready")
     products: dict[str, list[Callable[[], Any]]] = {
         "fp32": [lambda: left @ right.T, lambda: left.numpy() @ right.numpy().T],
         "bf16": [lambda: low_left @ low_right.T],
+        "int8": [lambda: torch._int_mm(whole_left, whole_right.T)],
     }
     emit(
         "rates",

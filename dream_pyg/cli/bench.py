@@ -19,7 +19,7 @@ from dream_pyg.cli.output import format_option, print_json, print_table
 _EPILOG = """\b
 Examples:
   dream-pyg bench graph --dataset baby
-  dream-pyg bench graph --dataset image.npy --engine exact-bf16 --engine faiss-flat -k 20 --out bench/image
+  dream-pyg bench graph --dataset image.npy --engine exact --engine faiss-flat -k 20 --out bench/image
 """
 
 logger = logging.getLogger("dream_pyg")

@@ -51,6 +51,12 @@ def has_bfloat16_units(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def has_int8_units(device: torch.device) -> bool:
+    """Whether the processor multiplies matrices of 8-bit integers faster than others; of GPUs none is used for that."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("avx512_vnni") or capabilities.get("amx_int8"))
+
+
 def processor_name() -> str:
     """The name of the CPU, as Linux tells it, or as Python does elsewhere; else ``unknown processor``."""
     name = platform.processor()

@@ -66,7 +66,7 @@ def test_the_type_of_an_exact_product_can_be_chosen(monkeypatch: pytest.MonkeyPa
     from dream_pyg.graph import knn
 
     seen = []
-    monkeypatch.setattr(knn, "exact_candidates", lambda *a, dtype, **_: seen.append(dtype) or knn.flat_candidates(*a))
+    monkeypatch.setattr(knn, "exact_candidates", lambda *a, dtypes, **_: seen.extend(dtypes) or knn.flat_candidates(*a))
     for dtype in (torch.float32, torch.bfloat16):
         cosine_knn(ArrayRows(ROWS), 5, dtype=dtype)
     assert seen == [torch.float32, torch.bfloat16]
@@ -162,7 +162,7 @@ class Machinery:
     def __call__(self, job: dict[str, Any], threads: int, limit: float) -> Outcome:
         """Answer a job as its process would."""
         if job["job"] == "gemm":
-            return Outcome(events={"rates": [{"fp32": 100.0, "bf16": 300.0}]})
+            return Outcome(events={"rates": [{"fp32": 100.0, "bf16": 300.0, "int8": 600.0}]})
         if job["job"] == "reference":
             return Outcome()
         self.jobs.append((job["engine"], job["num_rows"], tuple(job["setting"].values()), tuple(job["efforts"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,15 +115,23 @@ def test_queries_in_parts_find_the_same(clustered: NDArray[np.float16], monkeypa
     assert (search() == whole).mean() > 0.999  # the last candidate may hang on the last bit
 
 
-@pytest.mark.parametrize("engine", ["clusters", "ivf", "hnsw", "nndescent"])
-def test_one_thread_and_one_seed_give_one_graph(clustered: NDArray[np.float16], engine: Engine):
+@pytest.fixture
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     approximate.faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    approximate.faiss.omp_set_num_threads(before)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("engine", ["clusters", "ivf", "hnsw", "nndescent"])
+def test_one_thread_and_one_seed_give_one_graph(clustered: NDArray[np.float16], engine: Engine, one_thread: None):
     first, second = (cosine_knn(ArrayRows(clustered), K, engine=engine, min_recall=0.9) for _ in range(2))
     np.testing.assert_array_equal(first.index, second.index)
     np.testing.assert_array_equal(first.similarity, second.similarity)
     assert first.report.parameters == second.report.parameters
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 1
 
 
 def test_the_number_of_threads_does_not_matter_to_clusters(clustered: NDArray[np.float16]):

@@ -47,19 +47,19 @@ def unit(matrix: NDArray[np.float32]) -> NDArray[np.float64]:
 KINDS = ["normal", "common", "duplicates", "sparse", "scales"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     num_rows=st.integers(2, 90),
     num_features=st.integers(1, 70),
-    rounded=st.booleans(),
+    dtype=st.sampled_from([torch.int8, torch.bfloat16, torch.float32]),
     seed=st.integers(0, 99),
 )
 def test_no_score_is_wrong_by_more_than_its_bound(
-    kind: str, num_rows: int, num_features: int, rounded: bool, seed: int
+    kind: str, num_rows: int, num_features: int, dtype: torch.dtype, seed: int
 ):
     matrix = make(kind, num_rows, num_features, seed)
-    product = RowProduct(ArrayRows(matrix), torch.bfloat16 if rounded else torch.float32, CPU)
+    product = RowProduct(ArrayRows(matrix), dtype, CPU)
     cosine = unit(matrix) @ unit(matrix).T
     seen = np.zeros_like(cosine, dtype=int)
     for tile in product.tiles():
@@ -74,10 +74,10 @@ def test_no_score_is_wrong_by_more_than_its_bound(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
 def test_candidates_hold_the_neighbours_or_say_what_they_may_lack(kind: str, dtype: torch.dtype):
     matrix = make(kind, 1100, 24, 3)
-    blocks = exact_candidates(ArrayRows(matrix), 7, dtype=dtype, device=CPU)
+    blocks = exact_candidates(ArrayRows(matrix), 7, dtypes=[dtype], device=CPU)
     candidates = blocks.block(0, len(matrix))
     cosine = unit(matrix) @ unit(matrix).T
     np.fill_diagonal(cosine, -np.inf)
@@ -85,7 +85,7 @@ def test_candidates_hold_the_neighbours_or_say_what_they_may_lack(kind: str, dty
         listed = candidates.index[row][candidates.index[row] >= 0]
         others = np.setdiff1d(np.flatnonzero(np.isfinite(cosine[row])), listed)
         assert cosine[row, others].max(initial=-np.inf) <= candidates.left_out[row] + 1e-6
-    if kind == "normal":  # Here nothing needs a second search.
+    if kind == "normal" and dtype != torch.int8:  # Here nothing needs a second search.
         certain = refine.rank_candidates(ArrayRows(matrix), candidates, 7)[2]
         assert certain.all()
 
@@ -96,11 +96,29 @@ def test_engines_agree(kind: str, monkeypatch: pytest.MonkeyPatch):
     matrix[::50] = 0
     reference = cosine_knn(ArrayRows(matrix), 6, engine="flat")
     monkeypatch.setattr(exact, "_PANEL_BYTES", 1)
-    for rounded in (False, True):
+    for integers, rounded in ((False, False), (False, True), (True, False)):
         monkeypatch.setattr("dream_pyg.graph.knn.has_bfloat16_units", lambda device, answer=rounded: answer)
+        monkeypatch.setattr("dream_pyg.graph.knn.has_int8_units", lambda device, answer=integers: answer)
         found = cosine_knn(ArrayRows(matrix), 6)
         np.testing.assert_array_equal(found.index, reference.index)
         np.testing.assert_allclose(found.similarity, reference.similarity, atol=1e-6)
+
+
+@pytest.mark.parametrize(("latent", "multiplied"), [(3, torch.int8), (2000, torch.bfloat16)])
+def test_integers_multiply_rows_that_they_tell_apart(latent: int, multiplied: torch.dtype):
+    generator = np.random.default_rng(0)
+    matrix = generator.standard_normal((1500, latent)) @ generator.standard_normal((latent, 2000))
+    seen: list[torch.dtype] = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.ops.aten._int_mm.out, torch.ops.aten.mm.out):
+                seen.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    with Products():
+        exact_candidates(ArrayRows(matrix.astype(np.float32)), 5, dtypes=[torch.int8, torch.bfloat16], device=CPU)
+    assert seen[-1] == multiplied
 
 
 def test_smaller_k_is_the_beginning_of_a_larger_one():
@@ -112,7 +130,7 @@ def test_smaller_k_is_the_beginning_of_a_larger_one():
 
 def test_a_row_with_more_ties_than_its_list_has_room_is_searched_again():
     matrix = np.ones((300, 8), dtype=np.float32)
-    candidates = exact_candidates(ArrayRows(matrix), 5, dtype=torch.bfloat16, device=CPU)
+    candidates = exact_candidates(ArrayRows(matrix), 5, dtypes=[torch.bfloat16], device=CPU)
     assert not refine.rank_candidates(ArrayRows(matrix), candidates, 5)[2].any()
     found = cosine_knn(ArrayRows(matrix), 5)
     np.testing.assert_array_equal(found.index[0], [1, 2, 3, 4, 5])
@@ -170,7 +188,7 @@ def test_ranking_takes_no_more_memory_for_more_rows(monkeypatch: pytest.MonkeyPa
 
     def extra_bytes(num_rows: int) -> tuple[int, int]:
         rows = ArrayRows(make("normal", num_rows, 8, 0))
-        candidates = exact_candidates(rows, 10, dtype=torch.float32, device=CPU)
+        candidates = exact_candidates(rows, 10, dtypes=[torch.float32], device=CPU)
         candidates.block(0, 1)  # What was waiting is in the lists now.
         with LargestTensor() as largest:
             tracemalloc.start()
@@ -185,7 +203,7 @@ def test_ranking_takes_no_more_memory_for_more_rows(monkeypatch: pytest.MonkeyPa
 
 
 def test_no_panel_outlives_the_search():
-    lists = exact_candidates(ArrayRows(make("normal", 900, 32, 0)), 4, dtype=torch.bfloat16, device=CPU)
+    lists = exact_candidates(ArrayRows(make("normal", 900, 32, 0)), 4, dtypes=[torch.bfloat16], device=CPU)
     assert lists.width
     kept = [part for part in gc.get_objects() if type(part) is torch.Tensor and part.dtype == torch.bfloat16]
     assert not any(part.shape[-1:] == (32,) for part in kept)

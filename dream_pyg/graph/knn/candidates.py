@@ -46,6 +46,11 @@ class CandidateBlocks(Protocol):
         """Those of rows ``start`` to ``stop``."""
 
 
+def list_room(count: int) -> int:
+    """How many candidates a list of :class:`CandidateLists` has room for."""
+    return 4 * count + 24
+
+
 class CandidateLists:
     """The best scores so far of each row, with what may still beat them within the error of a score.
 
@@ -60,7 +65,7 @@ class CandidateLists:
     """
 
     def __init__(self, num_rows: int, count: int, error: ScoreError, device: torch.device) -> None:
-        room = min(4 * count + 24, max(count, num_rows))
+        room = min(list_room(count), max(count, num_rows))
         self.count = count
         self.score = torch.full((num_rows, room), -torch.inf, device=device)
         self.index = torch.full((num_rows, room), -1, dtype=torch.int32, device=device)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from dream_pyg.errors import SearchError
 from dream_pyg.graph.knn.approximate import ApproximateEngine, max_candidates
+from dream_pyg.graph.knn.candidates import list_room
 from dream_pyg.graph.knn.clusters import cluster_bytes
 from dream_pyg.graph.knn.faiss_indices import faiss_bytes
 from dream_pyg.graph.processor import available_bytes, gibibytes
@@ -73,7 +74,7 @@ def needed_bytes(engine: ChosenEngine, num_rows: int, num_features: int, count: 
     width, index = max_candidates(count), 0
     lists = 12 * width
     if engine == "exact":
-        lists = 12 * (4 * count + 24)
+        lists = 12 * list_room(count)
     elif engine == "flat":
         lists = 48 * (count + 2)
     elif engine == "clusters":

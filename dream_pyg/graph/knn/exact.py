@@ -1,15 +1,16 @@
 r"""Exact all-kNN by a symmetric product of low precision with a proved bound, then an exact ranking of what is left.
 
-Every pair of rows is multiplied once, in bfloat16 where the processor has units for it. For unit rows
-:math:`\mathbf{x}_i = a_i \mathbf{u} + \mathbf{z}_i`, with :math:`\mathbf{u}` the direction they have in common,
-and :math:`\mathbf{q}_i` what rounding leaves of :math:`\mathbf{z}_i`,
+Every pair of rows is multiplied once, in 8-bit integers or bfloat16 where the processor has units for them. For unit
+rows :math:`\mathbf{x}_i = \mathbf{U} \mathbf{a}_i + \mathbf{z}_i`, with :math:`\mathbf{U}` orthonormal directions that
+they have in common, and :math:`\mathbf{q}_i` what rounding makes of :math:`\mathbf{z}_i`,
 
 .. math::
-    |\mathbf{x}_i \cdot \mathbf{x}_j - a_i a_j - \mathbf{q}_i \cdot \mathbf{q}_j|
+    |\mathbf{x}_i \cdot \mathbf{x}_j - \mathbf{a}_i \cdot \mathbf{a}_j - \mathbf{q}_i \cdot \mathbf{q}_j|
     \le \|\mathbf{z}_i - \mathbf{q}_i\| \|\mathbf{z}_j\| + \|\mathbf{q}_i\| \|\mathbf{z}_j - \mathbf{q}_j\|,
 
 whose norms are known exactly. Whatever is further than twice that below a row's K-th best score cannot be one of its K
-neighbours; the rest, a few rows, is ranked in full precision.
+neighbours; the rest, a few rows, is ranked in full precision. Integers round coarsely: they serve where the directions
+hold much of the rows, or where rows differ enough in similarity, which is tried on a part of the rows first.
 """
 
 from __future__ import annotations
@@ -22,18 +23,26 @@ import torch
 from torch import Tensor
 
 from dream_pyg import ranks
-from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists
+from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists, list_room
 from dream_pyg.graph.knn.rows import Rows
 
-_PANEL_BYTES = 64 << 20
+_PANEL_BYTES = 80 << 20
 _TILE_ROWS = 512
-_TILE_COLUMNS = 8192
+_TILE_SCORES = 1 << 22
 _FEW_FEATURES = 1024
-"""With fewer, tiles are twice as high, since the products of a tile with itself, half of them twice, cost little."""
+_MANY_ROWS = 1 << 14
+"""With few features or many rows tiles are twice as high: the products of a tile with itself, half of them twice, then
+cost little."""
 GROUP = 16
 """Scores are looked at in groups, by their maximum; rows are padded to whole groups."""
 _PREPARED_BYTES = 4 << 20
-_SAMPLED_ROWS = 256
+_SAMPLED_ROWS = 512
+_DIRECTIONS = 32
+_WORTHWHILE_SHARE = 0.25
+_MOST_INTEGER_FEATURES = 1 << 17
+"""Sums of so many products of 8-bit integers fit into 32 bits."""
+_PROBED_ROWS = 128
+_MOST_UNSETTLED = 0.02
 _MERGED_ROWS = 1 << 16
 BFLOAT16_ROUNDING = 2.0**-8
 FLOAT32_ROUNDING = 2.0**-24
@@ -85,18 +94,39 @@ Steps = Callable[[Sequence[Strip], CandidateLists], Iterable[Strip]]
 
 
 def exact_candidates(
-    rows: Rows, count: int, *, dtype: torch.dtype, device: torch.device, steps: Steps | None = None
+    rows: Rows, count: int, *, dtypes: Sequence[torch.dtype], device: torch.device, steps: Steps | None = None
 ) -> CandidateBlocks:
     """Candidates that hold the ``count`` most similar rows of each, or say in ``left_out`` what they may lack.
 
     Args:
         rows: The rows (N, F), of any norm.
         count: How many neighbours are wanted.
-        dtype: ``torch.bfloat16`` or ``torch.float32``, what is multiplied.
+        dtypes: What may be multiplied, the fastest first; taken is the first that tells these rows apart, or the last.
         device: Where to multiply.
         steps: How strips are gone through; by default all of them.
     """
-    return select_candidates(RowProduct(rows, dtype, device), count, steps)
+    if rows.shape[1] > _MOST_INTEGER_FEATURES:
+        dtypes = [dtype for dtype in dtypes if dtype != torch.int8]
+    product = RowProduct(rows, dtypes[0], device)
+    for dtype in dtypes[1:]:
+        if _settles(product, count):
+            break
+        product = RowProduct(rows, dtype, device)
+    return select_candidates(product, count, steps)
+
+
+def _settles(product: RowProduct, count: int) -> bool:
+    """Whether the errors of a product leave few enough candidates for the lists, by some of its rows."""
+    tile = next(product.tiles([max(strip for strip in product.strips if strip.panel == strip.other == 0)]))
+    score = tile.score[:_PROBED_ROWS, : -len(tile.score) if tile.diagonal else None].float()
+    score = score.masked_fill(product.absent[: score.size(1)], -torch.inf)
+    room = list_room(count)
+    if score.size(1) <= room:
+        return True
+    best = score.topk(room + 1, dim=1).values
+    highest = best[:, count - 1]
+    cut = highest - 2 * product.error(slice(tile.row, tile.row + len(score)), highest)
+    return bool((best[:, room] >= cut).float().mean() <= _MOST_UNSETTLED)
 
 
 def select_candidates(product: Product, count: int, steps: Steps | None = None) -> CandidateBlocks:
@@ -195,17 +225,22 @@ class RowProduct:
         self._rows = rows
         self._dtype = dtype
         self._device = device
-        self._tile_rows = _TILE_ROWS * (2 if self.num_features < _FEW_FEATURES else 1)
+        high = self.num_features < _FEW_FEATURES or self.num_rows >= _MANY_ROWS
+        self._tile_rows = _TILE_ROWS * (2 if high else 1)
+        self._tile_columns = _TILE_SCORES // self._tile_rows
         panel = _PANEL_BYTES // (self.num_features * dtype.itemsize)
         panel = panel // self._tile_rows * self._tile_rows
         self._starts = range(0, padded, max(self._tile_rows, panel))
         self._loaded: dict[int, Tensor] = {}
-        self._direction = self._common_direction()
-        self._centred = bool(self._direction.any())
-        self._along, length, rounding = torch.zeros(3, padded, device=device)
+        self._directions = self._common_directions(_DIRECTIONS if dtype == torch.int8 else 1)
+        self._centred = bool(self._directions.any())
+        self._along = torch.zeros(padded, self._directions.size(1), device=device)
+        self._step, length, rounding = torch.zeros(3, padded, device=device)
         for start in reversed(self._starts):
-            self._load(start, keep=start, measured=(length, rounding))
-        self.absent = (self._along == 0) & (length == 0)
+            self._load(start, keep=start + self._starts.step, measured=(length, rounding))
+        if dtype == torch.int8:
+            rounding *= self._step
+        self.absent = ~self._along.any(dim=1) & (length == 0)
         whole = length + rounding
         self._error = (
             rounding * length.max()
@@ -214,15 +249,15 @@ class RowProduct:
             + SLACK
         )
         present = self._along[~self.absent]
-        self._ends = torch.stack([present.min(), present.max()]) if len(present) else self._along[:2]
+        self._ends = torch.stack([present.min(), present.max()]) if len(present) else self._along.view(-1)[:2]
 
     def error(self, row: Tensor | slice, score: Tensor) -> Tensor:
         """The most by which a score near ``score`` (R,) of some rows can be wrong (R,)."""
         error = self._error[row]
-        if self._dtype == torch.float32:
+        if self._dtype != torch.bfloat16:
             return error
         # The product itself is rounded when it is written; it is the score less what the common direction gives.
-        ends = (score[:, None] - self._along[row, None] * self._ends).abs().amax(dim=1)
+        ends = (score[:, None] - self._along[row] * self._ends).abs().amax(dim=1)
         return error + BFLOAT16_ROUNDING * 1.01 * (ends + 4 * error)
 
     @property
@@ -237,10 +272,11 @@ class RowProduct:
 
     def tiles(self, strips: Iterable[Strip] | None = None) -> Iterator[Tile]:
         """The tiles of some strips or of all; the next strip is asked for when the tiles of the last are done with."""
-        size = self._tile_rows * (_TILE_COLUMNS + self._tile_rows)
-        product = torch.empty(size, dtype=self._dtype, device=self._device)
+        size = self._tile_rows * (self._tile_columns + self._tile_rows)
+        integers = self._dtype == torch.int8
+        product = torch.empty(size, dtype=torch.int32 if integers else self._dtype, device=self._device)
         # Without a common direction a score is its product, and need not be written again.
-        score = torch.empty(size, device=self._device) if self._centred else product
+        score = torch.empty(size, device=self._device) if integers or self._centred else product
         for strip in self.strips if strips is None else strips:
             yield from self._tiles_of(strip, product, score)
         self._loaded.clear()
@@ -251,8 +287,8 @@ class RowProduct:
         panel, base = self._load(start, keep=other), self._load(other, keep=start)
         block = panel[row - start : row - start + self._tile_rows]
         stop = row - start + len(block) if start == other else len(base)
-        for column in range(0, stop, _TILE_COLUMNS):
-            until = min(column + _TILE_COLUMNS, stop)
+        for column in range(0, stop, self._tile_columns):
+            until = min(column + self._tile_columns, stop)
             if start == other and stop - until < len(block):
                 until = stop  # The square of the rows themselves is not divided.
             shape = len(block), until - column
@@ -260,19 +296,25 @@ class RowProduct:
             _multiply(block, base[column:until], into)
             second = other + column
             if score is not product:
-                along = self._along[row : row + shape[0]], self._along[second : second + shape[1]]
-                torch.addr(scored.copy_(into), *along, out=scored)
+                rows, columns = slice(row, row + shape[0]), slice(second, second + shape[1])
+                if self._dtype == torch.int8:
+                    torch.mul(into, self._step[columns], out=scored).mul_(self._step[rows, None])
+                else:
+                    scored.copy_(into)
+                torch.addmm(scored, self._along[rows], self._along[columns].T, out=scored)
             yield Tile(row, second, scored, start == other and until == stop)
             if until == stop:
                 break
 
-    def _common_direction(self) -> Tensor:
-        """A unit vector near the mean of the unit rows (F,), or zeros where they have none."""
+    def _common_directions(self, count: int) -> Tensor:
+        """The orthonormal directions that unit rows have most of (F, D), or zeros where one alone has little."""
         sample = np.unique(np.linspace(0, self.num_rows - 1, _SAMPLED_ROWS).astype(np.int64))
-        mean = _unit(torch.from_numpy(self._rows.take_rows(sample)).to(self._device)).mean(dim=0)
-        norm = mean.norm()
-        # The mean of rows without a common direction is not zero but short.
-        return mean / norm if norm > 2 / len(sample) ** 0.5 else torch.zeros_like(mean)
+        rows = _unit(torch.from_numpy(self._rows.take_rows(sample)).to(self._device)).double()
+        count = min(count, self.num_features, len(sample))
+        share, mixture = (part[..., -count:] for part in torch.linalg.eigh(rows @ rows.T / len(sample)))
+        if count == 1 and share < _WORTHWHILE_SHARE:
+            return torch.zeros(self.num_features, 1, device=self._device)
+        return torch.linalg.qr(rows.T @ mixture).Q.float()
 
     def _load(self, start: int, keep: int, measured: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The panel that begins at ``start``, rounded (R, F), in memory with at most one other.
@@ -288,17 +330,22 @@ class RowProduct:
             for first in range(start, min(stop, self.num_rows), step):
                 last = min(first + step, stop, self.num_rows)
                 part = _unit(torch.from_numpy(self._rows.take(first, last)).to(self._device))
+                here = slice(first, last)
                 if self._centred:
-                    along = self._along[first:last]
                     if measured:
-                        torch.mv(part, self._direction, out=along)
-                    part.addr_(along, self._direction, alpha=-1)
-                rounded = panel[first - start : last - start].copy_(part)
+                        torch.mm(part, self._directions, out=self._along[here])
+                    part.addmm_(self._along[here], self._directions.T, alpha=-1)
                 if measured:
-                    length, rounding = measured
-                    length[first:last] = part.norm(dim=1)
-                    if self._dtype != torch.float32:
-                        rounding[first:last] = part.sub_(rounded).norm(dim=1)
+                    measured[0][here] = part.norm(dim=1)
+                rounded = panel[first - start : last - start]
+                if self._dtype == torch.int8:
+                    self._step[here] = part.abs().amax(dim=1) / 127
+                    part /= self._step[here, None].clamp_min(torch.finfo(torch.float32).tiny)
+                    rounded.copy_(part.round())
+                else:
+                    rounded.copy_(part)
+                if measured and self._dtype != torch.float32:
+                    measured[1][here] = part.sub_(rounded).norm(dim=1)
             self._loaded[start] = panel
         return self._loaded[start]
 
@@ -313,7 +360,9 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def _multiply(left: Tensor, right: Tensor, product: Tensor) -> None:
-    if left.dtype == torch.float32 and not left.is_cuda and left.size(1) >= _FEW_FEATURES:
+    if left.dtype == torch.int8:
+        torch._int_mm(left, right.T, out=product)
+    elif left.dtype == torch.float32 and not left.is_cuda and left.size(1) >= _FEW_FEATURES:
         # NumPy's product is half as fast again as PyTorch's on some processors, but starts threads of its own.
         np.matmul(left.numpy(), right.numpy().T, out=product.numpy())
     else:

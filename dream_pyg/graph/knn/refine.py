@@ -17,7 +17,7 @@ _UNCERTAINTY = 2e-6
 """Cosines that differ by less in float32 may be in the wrong order: many times the rounding error measured."""
 _TIE_DECIMALS = 12
 """Cosines that agree to this many decimals in float64 are ties."""
-_PANEL_BYTES = 128 << 20
+_PANEL_BYTES = 224 << 20
 _PART_BYTES = 16 << 20
 _RANKED_BYTES = 96 << 20
 _BYTES_PER_CANDIDATE = 72
@@ -137,8 +137,8 @@ def search_in_double(
         Ids (Q,), cosines (Q, K) and neighbours (Q, K), as :func:`rank_candidates` gives them.
     """
     num_rows, num_features = rows.shape
-    step = max(256, _PANEL_BYTES // (16 * num_features))
-    at_once = max(1, min(step, _PANEL_BYTES // (32 * step)))
+    step = max(256, _PANEL_BYTES // (32 * num_features))
+    at_once = max(1, min(step, _PANEL_BYTES // (64 * step)))
     for first in range(0, len(wanted), at_once):
         chosen = wanted[first : first + at_once]
         query = unit_rows(rows.take_rows(chosen))
