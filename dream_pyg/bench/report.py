@@ -17,7 +17,7 @@ from dream_pyg.data.files import write_text
 logger = logging.getLogger("dream_pyg")
 
 
-def to_markdown(log: RunLog, results: Sequence[Result], conditions: Conditions) -> str:
+def to_markdown(log: RunLog, workloads: Sequence[Workload], results: Sequence[Result], conditions: Conditions) -> str:
     """The machine, the conditions, and a table for each workload and number of rows."""
     machine = log.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -36,6 +36,7 @@ def to_markdown(log: RunLog, results: Sequence[Result], conditions: Conditions) 
         "GFLOP/s count all 2 N² F of the full product, of which a symmetric search computes half; the share is that of "
         "the machine's own rate. Extra memory is what was not resident before the search. ~ marks what was "
         "extrapolated from smaller sizes.",
+        "Features: " + "; ".join(f"{workload.name} {_origin(workload)}" for workload in workloads) + ".",
     ]
     header = ("engine", "setting", recall, "seconds: min", "median", "max", "GFLOP/s", "of GEMM", "extra MB", "peak MB",
               "exponent")  # fmt: skip
@@ -46,6 +47,10 @@ def to_markdown(log: RunLog, results: Sequence[Result], conditions: Conditions) 
         here = [result for result in results if (result.workload, result.num_rows) == (workload, num_rows)]
         lines += [_line(_cells(result)) for result in sorted(here, key=_by_time)]
     return "\n".join(lines) + "\n"
+
+
+def _origin(workload: Workload) -> str:
+    return "from a file" if workload.path else f"generated, {workload.origin}"
 
 
 def _gemm_size(log: RunLog) -> int:
@@ -95,7 +100,7 @@ def write_report(
     """
     results = summarize(log, workloads, engines, conditions)
     report = out / "report.md"
-    write_text(report, to_markdown(log, results, conditions))
+    write_text(report, to_markdown(log, workloads, results, conditions))
     if importlib.util.find_spec("matplotlib") is None:
         logger.warning("matplotlib is not installed, so there are no plots. Install dream-pyg[bench] to get them.")
         return results, [report]

@@ -25,6 +25,7 @@ import torch
 from dream_pyg.bench.engines import find_engine
 from dream_pyg.bench.recall import Reference
 from dream_pyg.bench.workloads import Source
+from dream_pyg.graph.processor import keep_few_kernels
 
 Emit = Callable[..., None]
 
@@ -181,6 +182,7 @@ def do_job(job: dict[str, Any], sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends this process.
     end_with_parent()
     os.environ.update(job["environment"])
+    keep_few_kernels()
     os.dup2(2, 1)
 
     def emit(event: str, **values: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from dream_pyg.data.files import existing_file, whole_file
+from dream_pyg.data.files import existing_file, release, whole_file
 from dream_pyg.data.tables import ITEM_COLUMNS, Table, kind, positions, unique_ids
 from dream_pyg.errors import DataError
 
@@ -79,7 +79,9 @@ class FeatureMatrix:
         rows = self.row_of_item[start:stop]
         if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
             with whole_file(self.matrix):
-                return np.array(self.matrix[rows[0] : rows[-1] + 1], dtype=np.float32)
+                taken = np.array(self.matrix[rows[0] : rows[-1] + 1], dtype=np.float32)
+            release(self.matrix)
+            return taken
         return self._gather(rows)
 
     def take_rows(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -114,6 +116,7 @@ class FeatureMatrix:
         present = rows >= 0
         with whole_file(self.matrix):
             result[present] = self.matrix[rows[present]]
+        release(self.matrix)
         return result
 
 

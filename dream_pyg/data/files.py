@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -158,6 +159,17 @@ def whole_file(array: NDArray[Any]) -> Iterator[None]:
     _check_whole(array)
 
 
+def release(array: NDArray[Any]) -> None:
+    """Give back the memory of what was read of an array that is mapped from a file; reading it again is allowed.
+
+    The system takes such memory when it has none left, but until then it counts as this process's.
+    """
+    mapped = _mapped(array)
+    # What was written into a private copy would be lost.
+    if mapped is not None and not mapped.flags.writeable and sys.platform == "linux":
+        mapped.base.madvise(mmap.MADV_DONTNEED)
+
+
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The non-empty lines of a UTF-8 text file, without surrounding blanks.
 
@@ -218,16 +230,22 @@ def load_tensors(path: str | Path, *, verify: bool = True) -> tuple[dict[str, Te
 
 
 def _check_whole(array: NDArray[Any]) -> None:
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap):
+    mapped = _mapped(array)
+    if mapped is None:
         return
-    expected, size = array.offset + array.nbytes, array.base.size()
+    expected, size = mapped.offset + mapped.nbytes, mapped.base.size()
     if size < expected:
         raise DataError(
-            f"{array.filename} was cut while it was read: expected {expected} bytes, got {size}. "
+            f"{mapped.filename} was cut while it was read: expected {expected} bytes, got {size}. "
             "Restore it, leave it alone until this is done, and start again."
         )
+
+
+def _mapped(array: NDArray[Any]) -> Any:
+    """The array that maps a file, of which this one is a part; None for an array in memory."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) else None
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -57,6 +57,16 @@ def has_int8_units(device: torch.device) -> bool:
     return device.type == "cpu" and bool(capabilities.get("avx512_vnni") or capabilities.get("amx_int8"))
 
 
+def keep_few_kernels() -> None:
+    """Have oneDNN, and PyTorch's binding of it, keep the kernels for 128 shapes of matrices instead of 1,024.
+
+    A search by clusters and sampled training multiply matrices of ever new shapes, and the kernels of each shape take
+    about a megabyte. This must come before the first product; what the environment says stays.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "128")
+
+
 def processor_name() -> str:
     """The name of the CPU, as Linux tells it, or as Python does elsewhere; else ``unknown processor``."""
     name = platform.processor()

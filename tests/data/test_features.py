@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from dream_pyg.data.features import FeatureMatrix, Neighbors, read_feature_ids, read_features, read_neighbors
-from dream_pyg.data.files import whole_file
+from dream_pyg.data.files import release, whole_file
 from dream_pyg.errors import DataError
+from dream_pyg.graph.knn import ArrayRows
 
 IDS = pl.Series("item_id", ["a", "b", "c", "d"])
 VALUES = np.array([[1, 2, 3], [0, 0, 0], [-4, 5, 6], [7, 8, 9]], dtype=np.float32)
@@ -409,6 +410,35 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
     matrix = np.load(path, mmap_mode="r")
     with pytest.raises(DataError, match="was cut"), whole_file(matrix[1:]):
         os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's account of mapped memory")
+@pytest.mark.parametrize("form", ["npy", "features"])
+def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.ones((2048, 512), dtype=np.float16))
+    matrix = np.load(path, mmap_mode="r")
+    rows = ArrayRows(matrix) if form == "npy" else FeatureMatrix(matrix, np.arange(2048))
+
+    def resident() -> int:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        start = next(number for number, line in enumerate(lines) if line.endswith(str(path)))
+        return next(int(line.split()[1]) for line in lines[start:] if line.startswith("Rss:"))
+
+    assert matrix.sum(dtype=np.float64) == 2048 * 512
+    assert resident() >= 2048
+    assert (rows.take(0, 2048) == 1).all()
+    assert resident() == 0
+    assert (rows.take_rows(np.arange(0, 2048, 3)) == 1).all()
+    assert resident() == 0
+
+
+def test_changes_to_a_private_copy_of_a_file_are_not_lost(tmp_path: Path) -> None:
+    path = write_features(tmp_path, "npy")
+    matrix = np.load(path, mmap_mode="c")
+    matrix[0] = 7
+    release(matrix[:1])
+    assert (matrix[0] == 7).all()
 
 
 def test_a_file_that_is_replaced_is_read_as_it_was(tmp_path: Path) -> None:

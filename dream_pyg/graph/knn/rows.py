@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dream_pyg.data.files import whole_file
+from dream_pyg.data.files import release, whole_file
 
 
 class Rows(Protocol):
@@ -41,12 +41,16 @@ class ArrayRows:
         with whole_file(self.array):
             # What is mapped is copied while its file is known to be whole.
             copied = True if isinstance(self.array, np.memmap) else None
-            return np.array(self.array[start:stop], dtype=np.float32, order="C", copy=copied)
+            taken = np.array(self.array[start:stop], dtype=np.float32, order="C", copy=copied)
+        release(self.array)
+        return taken
 
     def take_rows(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Some rows (P, F)."""
         with whole_file(self.array):
-            return self.array[index].astype(np.float32, copy=False)
+            taken = self.array[index].astype(np.float32, copy=False)
+        release(self.array)
+        return taken
 
 
 def unit_rows(rows: NDArray[np.float32], dtype: Any = np.float64) -> NDArray[Any]:
