@@ -241,7 +241,7 @@ def _check_whole(array: NDArray[Any]) -> None:
         )
 
 
-def _mapped(array: NDArray[Any]) -> Any:
+def _mapped(array: Any) -> Any:
     """The array that maps a file, of which this one is a part; None for an array in memory."""
     while isinstance(array.base, np.ndarray):
         array = array.base

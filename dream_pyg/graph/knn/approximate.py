@@ -42,6 +42,9 @@ class Index(Protocol):
     def efforts(self) -> Sequence[int]:
         """The efforts there are, rising."""
 
+    def guess(self, wanted: NDArray[np.int64], nearest: NDArray[np.int64], recall: float) -> int | None:
+        """The effort that should find a share of the neighbours (Q, K) of some rows (Q,); None if it cannot say."""
+
     def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
         """Ids of candidates (Q, M) for the K neighbours of some rows (Q,), -1 for none, never the row itself."""
 
@@ -67,8 +70,9 @@ def approximate_candidates(
 ) -> Approximation:
     """Candidates for the ``count`` most similar rows of each that hold at least a share of these.
 
-    Two random samples are searched exhaustively. On one, the smallest effort that does is chosen; on the other, which
-    the choice has not seen, the recall is measured. If it is too low after all, the effort is raised.
+    Two random samples are searched exhaustively. By one an effort is chosen that does, the smallest unless the index
+    makes a guess; on the other, which the choice has not seen, the recall is measured. If it is too low after all, the
+    effort is raised.
 
     Args:
         rows: The rows (N, F).
@@ -98,7 +102,13 @@ def approximate_candidates(
 
     efforts = index.efforts
     aim = min_recall + _AIM * (1 - min_recall)
-    position = _first(lambda at: enough(efforts[at], aim), len(efforts))
+    guess = index.guess(choosing.id, choosing.nearest, aim)
+    if guess is None:
+        position = _first(lambda at: enough(efforts[at], aim), len(efforts))
+    else:
+        position = _next(efforts, guess)
+        while position < len(efforts) and not enough(efforts[position], aim):
+            position = _next(efforts, _NEXT_EFFORT * efforts[position])
     while True:
         position = min(position, len(efforts) - 1)
         effort = efforts[position]
@@ -113,9 +123,7 @@ def approximate_candidates(
         if position == len(efforts) - 1:
             break
         logger.info("%s: recall %.4f with %s %d, more effort", what, reached, index.effort_name, effort)
-        position = next(
-            (at for at in range(position + 1, len(efforts)) if efforts[at] >= _NEXT_EFFORT * effort), len(efforts)
-        )
+        position = _next(efforts, _NEXT_EFFORT * effort)
     attempts = ", ".join(f"{index.effort_name} {effort}: {recall:.4f}" for effort, recall in sorted(tried.items()))
     others = " or ".join(f"--engine {other}" for other in ("clusters", "exact") if other != engine)
     raise SearchError(
@@ -131,9 +139,10 @@ def max_candidates(count: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """Some rows and how similar their true neighbours are."""
+    """Some rows, their true neighbours and how similar these are."""
 
     id: NDArray[np.int64]  # (S,)
+    nearest: NDArray[np.int64]  # (S, K), -1 where there are fewer
     cosine: NDArray[np.float32]  # (S, K), falling, -inf where there are fewer
 
     def recall(self, rows: Rows, candidate: NDArray[np.int64]) -> float:
@@ -161,24 +170,31 @@ def _samples(rows: Rows, count: int, seed: int) -> tuple[_Sample, _Sample]:
     query = unit_rows(rows.take_rows(chosen), np.float32)
     present = query.any(axis=1)
     chosen, query = chosen[present], query[present]
-    best = _exhaustive(rows, chosen, query, count)
+    nearest, cosine = _exhaustive(rows, chosen, query, count)
     at = len(chosen) * NUM_CHOOSING // (NUM_CHOOSING + NUM_MEASURED)
-    return _Sample(chosen[:at], best[:at]), _Sample(chosen[at:], best[at:])
+    return _Sample(chosen[:at], nearest[:at], cosine[:at]), _Sample(chosen[at:], nearest[at:], cosine[at:])
 
 
-def _exhaustive(rows: Rows, chosen: NDArray[np.int64], query: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """The highest cosines (S, K) of some rows with all others, in float32."""
+def _exhaustive(
+    rows: Rows, chosen: NDArray[np.int64], query: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The others that have the highest cosines with some rows, and these in float32, both (S, K)."""
     num_rows, num_features = rows.shape
     best = np.full((len(chosen), count), -np.inf, dtype=np.float32)
+    nearest = np.full((len(chosen), count), -1, dtype=np.int64)
     step = max(1, _BLOCK_BYTES // (4 * num_features))
     for start in range(0, num_rows, step):
         base, base_id = present_unit_rows(rows, start, start + step)
         if not len(base):
             continue
         score, found = faiss.knn(query, base, min(count + 1, len(base)), metric=faiss.METRIC_INNER_PRODUCT)
-        score[base_id[found] == chosen[:, None]] = -np.inf
-        best = -np.sort(-np.concatenate([best, score], axis=1), axis=1)[:, :count]
-    return best
+        found = base_id[found]
+        own = found == chosen[:, None]
+        score[own], found[own] = -np.inf, -1
+        best, nearest = np.concatenate([best, score], axis=1), np.concatenate([nearest, found], axis=1)
+        order = np.argsort(-best, axis=1, kind="stable")[:, :count]
+        best, nearest = np.take_along_axis(best, order, axis=1), np.take_along_axis(nearest, order, axis=1)
+    return nearest, best
 
 
 def _unproven(rows: Rows, found: NDArray[np.int64], count: int) -> Candidates:
@@ -194,6 +210,11 @@ def _unproven(rows: Rows, found: NDArray[np.int64], count: int) -> Candidates:
         part = short[first : first + step]
         left_out[part[rows.take_rows(part).any(axis=1)]] = np.inf
     return Candidates(found, left_out)
+
+
+def _next(efforts: Sequence[int], wanted: float) -> int:
+    """The position of the first effort that is no less, or how many there are."""
+    return next((at for at, effort in enumerate(efforts) if effort >= wanted), len(efforts))
 
 
 def _first(holds: Any, size: int) -> int:

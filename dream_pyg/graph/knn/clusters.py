@@ -75,6 +75,20 @@ class ClusterIndex:
         """How many clusters a row can be looked for in: in all of them, the search is exhaustive."""
         return range(1, len(self._centroid) + 1)
 
+    def guess(self, wanted: NDArray[np.int64], nearest: NDArray[np.int64], recall: float) -> int:
+        """The effort at which a share of the true neighbours (Q, K) of some rows (Q,) are in clusters looked in."""
+        place = self._place[wanted]
+        score = self._take(place)[:, : self._num_features] @ self._centroid.T
+        own, theirs = (
+            torch.from_numpy(np.searchsorted(self._start, where, side="right") - 1)
+            for where in (place, self._place[nearest])
+        )
+        rank = (-score.float()).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+        needed = rank.gather(1, theirs.clamp(min=0)) + 1
+        needed[theirs == own[:, None]] = 1
+        needed = needed[torch.from_numpy(nearest >= 0)].sort().values
+        return int(needed[min(int(recall * len(needed)), len(needed) - 1)]) if len(needed) else 1
+
     def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
         """Candidates for the neighbours of some rows.
 

@@ -38,11 +38,14 @@ GROUP = 16
 _PREPARED_BYTES = 4 << 20
 _SAMPLED_ROWS = 512
 _DIRECTIONS = 32
+"""Integers cost a pass over the scores anyway; many directions then cost little more than one."""
 _WORTHWHILE_SHARE = 0.25
+"""Other types save that pass where the first direction has less of the rows than this."""
 _MOST_INTEGER_FEATURES = 1 << 17
 """Sums of so many products of 8-bit integers fit into 32 bits."""
 _PROBED_ROWS = 128
 _MOST_UNSETTLED = 0.02
+"""Of the rows that are tried, how many may have more candidates than their lists have room for."""
 _MERGED_ROWS = 1 << 16
 BFLOAT16_ROUNDING = 2.0**-8
 FLOAT32_ROUNDING = 2.0**-24
@@ -102,14 +105,16 @@ def exact_candidates(
         rows: The rows (N, F), of any norm.
         count: How many neighbours are wanted.
         dtypes: What may be multiplied, the fastest first; taken is the first that tells these rows apart, or the last.
+            Of several processes the first decides.
         device: Where to multiply.
         steps: How strips are gone through; by default all of them.
     """
+    dtypes = ranks.first_says(list(dtypes))
     if rows.shape[1] > _MOST_INTEGER_FEATURES:
-        dtypes = [dtype for dtype in dtypes if dtype != torch.int8]
+        dtypes = [dtype for dtype in dtypes if dtype != torch.int8] or [torch.float32]
     product = RowProduct(rows, dtypes[0], device)
     for dtype in dtypes[1:]:
-        if _settles(product, count):
+        if ranks.first_says(_settles(product, count)):
             break
         product = RowProduct(rows, dtype, device)
     return select_candidates(product, count, steps)
@@ -215,7 +220,7 @@ class RowProduct:
 
     Args:
         rows: The rows (N, F), of any norm.
-        dtype: ``torch.bfloat16`` or ``torch.float32``.
+        dtype: ``torch.int8``, ``torch.bfloat16`` or ``torch.float32``.
         device: Where to multiply.
     """
 

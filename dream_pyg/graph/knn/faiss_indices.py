@@ -79,6 +79,9 @@ class FaissIndex:
             self._index.train(self._project(self._sample(generator, _PCA_ROWS)))
         self._add(self._index)
 
+    def guess(self, wanted: NDArray[np.int64], nearest: NDArray[np.int64], recall: float) -> None:
+        """Nothing: efforts have to be tried."""
+
     def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
         """Candidates for the neighbours of some rows.
 
