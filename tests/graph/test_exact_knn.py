@@ -96,6 +96,7 @@ def test_engines_agree(kind: str, monkeypatch: pytest.MonkeyPatch):
     matrix[::50] = 0
     reference = cosine_knn(ArrayRows(matrix), 6, engine="flat")
     monkeypatch.setattr(exact, "_PANEL_BYTES", 1)
+    monkeypatch.setattr(exact, "_INTEGER_PANEL_BYTES", 1)
     for integers, rounded in ((False, False), (False, True), (True, False)):
         monkeypatch.setattr("dream_pyg.graph.knn.has_bfloat16_units", lambda device, answer=rounded: answer)
         monkeypatch.setattr("dream_pyg.graph.knn.has_int8_units", lambda device, answer=integers: answer)

@@ -48,6 +48,7 @@ def signs(num_rows: int, num_features: int = 16, *, seed: int = 0) -> NDArray[np
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every step of the search see the matrix in several parts."""
     monkeypatch.setattr(exact, "_PANEL_BYTES", 1)  # the fewest rows a panel can have
+    monkeypatch.setattr(exact, "_INTEGER_PANEL_BYTES", 1)
     monkeypatch.setattr(flat, "_BLOCK_BYTES", 1)
     monkeypatch.setattr(refine, "_PANEL_BYTES", 700 * 4 * 16)
     monkeypatch.setattr(refine, "_PART_BYTES", 300 * 4 * 16)

@@ -32,6 +32,7 @@ class Strips:
         monkeypatch.setattr(exact, "_TILE_ROWS", 16)
         monkeypatch.setattr(exact, "_FEW_FEATURES", 1)
         monkeypatch.setattr(exact, "_PANEL_BYTES", 1)
+        monkeypatch.setattr(exact, "_INTEGER_PANEL_BYTES", 1)
         monkeypatch.setattr(partial, "progress", self._count)
         self.total = 0
         self.then: Callable[[], Any] = lambda: None
@@ -106,7 +107,7 @@ import os, signal
 from dream_pyg import DatasetConfig, build_store
 from dream_pyg.graph import partial
 from dream_pyg.graph.knn import exact
-exact._FEW_FEATURES, exact._TILE_ROWS, exact._PANEL_BYTES = 1, 16, 1
+exact._FEW_FEATURES, exact._TILE_ROWS, exact._PANEL_BYTES, exact._INTEGER_PANEL_BYTES = 1, 16, 1, 1
 partial._SECONDS_BETWEEN_SAVES, partial._SAVING_SHARE = 0, 0
 def progress(strips, description, **_):
     for strip in strips:

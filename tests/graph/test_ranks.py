@@ -20,7 +20,7 @@ import os, signal, sys
 from dream_pyg.cli import main
 from dream_pyg import ranks
 from dream_pyg.graph.knn import exact
-exact._TILE_ROWS, exact._FEW_FEATURES, exact._PANEL_BYTES = 16, 1, 1
+exact._TILE_ROWS, exact._FEW_FEATURES, exact._PANEL_BYTES, exact._INTEGER_PANEL_BYTES = 16, 1, 1, 1
 def share(work):
     mine = work[ranks.rank() :: ranks.num_ranks()]
     assert 0 < len(mine) < len(work)

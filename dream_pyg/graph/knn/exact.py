@@ -26,13 +26,15 @@ from dream_pyg import ranks
 from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists, list_room
 from dream_pyg.graph.knn.rows import Rows
 
-_PANEL_BYTES = 80 << 20
+_PANEL_BYTES = 64 << 20
+_INTEGER_PANEL_BYTES = 80 << 20
+"""The fewer panels, the less often rows are made again, which takes as long whatever the type."""
 _TILE_ROWS = 512
 _TILE_SCORES = 1 << 22
 _FEW_FEATURES = 1024
+"""With fewer, tiles have twice the rows, since the products of a tile with itself, half of them twice, cost little."""
 _MANY_ROWS = 1 << 14
-"""With few features or many rows tiles are twice as high: the products of a tile with itself, half of them twice, then
-cost little."""
+"""With more, tiles have twice the rows and half the columns, for the same reason."""
 GROUP = 16
 """Scores are looked at in groups, by their maximum; rows are padded to whole groups."""
 _PREPARED_BYTES = 4 << 20
@@ -230,10 +232,11 @@ class RowProduct:
         self._rows = rows
         self._dtype = dtype
         self._device = device
-        high = self.num_features < _FEW_FEATURES or self.num_rows >= _MANY_ROWS
-        self._tile_rows = _TILE_ROWS * (2 if high else 1)
-        self._tile_columns = _TILE_SCORES // self._tile_rows
-        panel = _PANEL_BYTES // (self.num_features * dtype.itemsize)
+        few, many = self.num_features < _FEW_FEATURES, self.num_rows >= _MANY_ROWS
+        self._tile_rows = _TILE_ROWS * (2 if few or many else 1)
+        self._tile_columns = _TILE_SCORES * (2 if few else 1) // self._tile_rows
+        panel = _INTEGER_PANEL_BYTES if dtype == torch.int8 else _PANEL_BYTES
+        panel = panel // (self.num_features * dtype.itemsize)
         panel = panel // self._tile_rows * self._tile_rows
         self._starts = range(0, padded, max(self._tile_rows, panel))
         self._loaded: dict[int, Tensor] = {}
