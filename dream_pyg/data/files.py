@@ -159,6 +159,14 @@ def whole_file(array: NDArray[Any]) -> Iterator[None]:
     _check_whole(array)
 
 
+@contextmanager
+def passing_through(array: NDArray[Any]) -> Iterator[None]:
+    """As :func:`whole_file`, and what was read does not stay in memory."""
+    with whole_file(array):
+        yield
+    release(array)
+
+
 def release(array: NDArray[Any]) -> None:
     """Give back the memory of what was read of an array that is mapped from a file; reading it again is allowed.
 

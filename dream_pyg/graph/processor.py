@@ -47,14 +47,17 @@ def has_bfloat16_units(device: torch.device) -> bool:
     """Whether the processor behind a device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return _has_any("avx512_bf16", "amx_bf16")
 
 
 def has_int8_units(device: torch.device) -> bool:
     """Whether the processor multiplies matrices of 8-bit integers faster than others; of GPUs none is used for that."""
+    return device.type == "cpu" and _has_any("avx512_vnni", "amx_int8")
+
+
+def _has_any(*units: str) -> bool:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(capabilities.get("avx512_vnni") or capabilities.get("amx_int8"))
+    return any(capabilities.get(unit) for unit in units)
 
 
 def keep_few_kernels() -> None:

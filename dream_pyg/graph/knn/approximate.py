@@ -16,6 +16,7 @@ from dream_pyg.errors import SearchError
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.clusters import ClusterIndex
 from dream_pyg.graph.knn.faiss_indices import FaissEngine, FaissIndex
+from dream_pyg.graph.knn.refine import ranked
 from dream_pyg.graph.knn.rows import Rows, present_unit_rows, unit_rows
 
 ApproximateEngine = Literal["clusters"] | FaissEngine
@@ -191,9 +192,8 @@ def _exhaustive(
         found = base_id[found]
         own = found == chosen[:, None]
         score[own], found[own] = -np.inf, -1
-        best, nearest = np.concatenate([best, score], axis=1), np.concatenate([nearest, found], axis=1)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :count]
-        best, nearest = np.take_along_axis(best, order, axis=1), np.take_along_axis(nearest, order, axis=1)
+        joined = ranked(np.concatenate([best, score], axis=1), np.concatenate([nearest, found], axis=1))
+        best, nearest = (part[:, :count] for part in joined)
     return nearest, best
 
 

@@ -79,10 +79,7 @@ class ClusterIndex:
         """The effort at which a share of the true neighbours (Q, K) of some rows (Q,) are in clusters looked in."""
         place = self._place[wanted]
         score = self._take(place)[:, : self._num_features] @ self._centroid.T
-        own, theirs = (
-            torch.from_numpy(np.searchsorted(self._start, where, side="right") - 1)
-            for where in (place, self._place[nearest])
-        )
+        own, theirs = (torch.from_numpy(self._cluster_of(where)) for where in (place, self._place[nearest]))
         rank = (-score.float()).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
         needed = rank.gather(1, theirs.clamp(min=0)) + 1
         needed[theirs == own[:, None]] = 1
@@ -117,7 +114,7 @@ class ClusterIndex:
 
     def _search_block(self, place: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
         lists = _Lists(len(place), width)
-        own = np.searchsorted(self._start, place, side="right") - 1
+        own = self._cluster_of(place)
         active = np.arange(len(place))
         while len(active):
             for cluster, query in _grouped(own[active]):
@@ -132,6 +129,9 @@ class ClusterIndex:
             effort *= 2
             lists.clear(active)
         return np.where(lists.score.numpy() > -np.inf, self._id[lists.place.numpy()], -1)
+
+    def _cluster_of(self, place: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._start, place, side="right") - 1
 
     def _nearest(self, place: NDArray[np.int64], effort: int) -> NDArray[np.int64]:
         """The clusters whose centroids are nearest to some rows (Q, effort)."""

@@ -327,7 +327,8 @@ class RowProduct:
     def _load(self, start: int, keep: int, measured: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The panel that begins at ``start``, rounded (R, F), in memory with at most one other.
 
-        The first time, ``measured`` takes the norm of each row and that of what rounding leaves of it (P,).
+        The first time, ``measured`` takes the norm of each row and that of what rounding leaves of it (P,), for integers
+        in units of the row's step.
         """
         for other in set(self._loaded) - {start, keep}:
             del self._loaded[other]
@@ -344,16 +345,15 @@ class RowProduct:
                         torch.mm(part, self._directions, out=self._along[here])
                     part.addmm_(self._along[here], self._directions.T, alpha=-1)
                 if measured:
-                    measured[0][here] = part.norm(dim=1)
-                rounded = panel[first - start : last - start]
-                if self._dtype == torch.int8:
+                    length, rounding = measured
+                    length[here] = part.norm(dim=1)
+                integers = self._dtype == torch.int8
+                if integers:
                     self._step[here] = part.abs().amax(dim=1) / 127
                     part /= self._step[here, None].clamp_min(torch.finfo(torch.float32).tiny)
-                    rounded.copy_(part.round())
-                else:
-                    rounded.copy_(part)
+                rounded = panel[first - start : last - start].copy_(part.round() if integers else part)
                 if measured and self._dtype != torch.float32:
-                    measured[1][here] = part.sub_(rounded).norm(dim=1)
+                    rounding[here] = part.sub_(rounded).norm(dim=1)
             self._loaded[start] = panel
         return self._loaded[start]
 

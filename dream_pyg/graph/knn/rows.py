@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dream_pyg.data.files import release, whole_file
+from dream_pyg.data.files import passing_through
 
 
 class Rows(Protocol):
@@ -38,19 +38,15 @@ class ArrayRows:
 
     def take(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop``: a view where the array is float32 in memory."""
-        with whole_file(self.array):
+        with passing_through(self.array):
             # What is mapped is copied while its file is known to be whole.
             copied = True if isinstance(self.array, np.memmap) else None
-            taken = np.array(self.array[start:stop], dtype=np.float32, order="C", copy=copied)
-        release(self.array)
-        return taken
+            return np.array(self.array[start:stop], dtype=np.float32, order="C", copy=copied)
 
     def take_rows(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Some rows (P, F)."""
-        with whole_file(self.array):
-            taken = self.array[index].astype(np.float32, copy=False)
-        release(self.array)
-        return taken
+        with passing_through(self.array):
+            return self.array[index].astype(np.float32, copy=False)
 
 
 def unit_rows(rows: NDArray[np.float32], dtype: Any = np.float64) -> NDArray[Any]:
