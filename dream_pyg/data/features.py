@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from dream_pyg.data.files import existing_file, passing_through, whole_file
+from dream_pyg.data.files import existing_file, float32_rows, whole_file
 from dream_pyg.data.tables import ITEM_COLUMNS, Table, kind, positions, unique_ids
 from dream_pyg.errors import DataError
 
@@ -78,8 +78,7 @@ class FeatureMatrix:
         """
         rows = self.row_of_item[start:stop]
         if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
-            with passing_through(self.matrix):
-                return np.array(self.matrix[rows[0] : rows[-1] + 1], dtype=np.float32)
+            return float32_rows(self.matrix, slice(rows[0], rows[-1] + 1))
         return self._gather(rows)
 
     def take_rows(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -112,8 +111,7 @@ class FeatureMatrix:
     def _gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         result = np.zeros((len(rows), self.num_features), dtype=np.float32)
         present = rows >= 0
-        with passing_through(self.matrix):
-            result[present] = self.matrix[rows[present]]
+        result[present] = float32_rows(self.matrix, rows[present])
         return result
 
 

@@ -1,10 +1,12 @@
-"""Where to compute, what the processor there is called and can do, and how much memory is free."""
+"""Where to compute, what the processor there is called and can do, how many threads, and how much memory is free."""
 
 from __future__ import annotations
 
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,17 @@ def available_bytes() -> int | None:
 def gibibytes(size: int) -> str:
     """A number of bytes, for people."""
     return f"{size / 2**30:.1f} GiB"
+
+
+@contextmanager
+def threads_of_one() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as PyTorch has, each of which computes alone.
+
+    Results do not depend on their number, and no thread waits for the others after every step.
+    """
+    num_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(num_threads)  # PyTorch also keeps the number for threads to come.

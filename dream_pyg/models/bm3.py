@@ -24,7 +24,7 @@ from dream_pyg.models.base import (
 )
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
-from dream_pyg.nn.losses import cosine_loss, l2_loss
+from dream_pyg.nn.losses import cosine_loss
 from dream_pyg.nn.propagation import Propagation
 from dream_pyg.nn.user_features import mean_over_items
 
@@ -49,9 +49,10 @@ class BM3(Recommender):
     Note:
         Fidelity: representations, views, the three losses and the score are EXACT (one minus the cosine in place of
         its negative, a constant apart); weight :math:`\mu = 2`, one layer and dropout 0.5 are those the authors
-        published for Baby. CHOSEN: features are inputs, while the authors' code trains them on as parameters; L2 is
-        ours on the batch's :math:`\mathbf h_u, \mathbf h_i`, theirs the norm of all, so the weights differ; dropout
-        masks are drawn for each row of the batch; an item that lacks a modality is left out of its two losses.
+        published for Baby. As in their code, :math:`\mathcal L_2` is the norm of all :math:`\mathbf h_u` plus that of
+        all :math:`\mathbf h_i`, over the number of items (squares of the batch's rows, as elsewhere, would weigh on
+        popular items), and features are trained on as parameters. CHOSEN: dropout masks are drawn for each row of the
+        batch; an item that lacks a modality is left out of its two losses.
         UNKNOWN: what DREAM's authors aligned, for users of BM3 have no modal representation; here the lines are the
         online views of LightGCN and of the mean over modalities, a user's being the mean of the train items'.
     """
@@ -67,10 +68,12 @@ class BM3(Recommender):
         """Share of entries that target views lose."""
         modality_weight: NonNegativeFloat = 2.0
         """mu: weight of the losses on modalities."""
-        l2_weight: NonNegativeFloat = 1e-2
-        """lambda: weight of the L2 term on the batch's propagated embeddings."""
+        l2_weight: NonNegativeFloat = 1e-1
+        """lambda: weight of the norms of all propagated embeddings."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+        train_features: bool = True
+        """Whether the scaled features are parameters (I, F), trained on as in the authors' code, or fixed inputs."""
 
     needs_features: ClassVar[bool] = True
 
@@ -80,7 +83,9 @@ class BM3(Recommender):
         dim = self.config.embedding_dim
         self.user_embedding = xavier_embedding(self.num_users, dim)
         self.item_embedding = xavier_embedding(self.num_items, dim)
-        self.projections = feature_projections(graph, modalities, dim, scaling=self.config.feature_scaling, bias=True)
+        self.projections = feature_projections(
+            graph, modalities, dim, scaling=self.config.feature_scaling, bias=True, trained=self.config.train_features
+        )
         self.predictor = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.predictor.weight)
         self.propagation = Propagation()
@@ -126,7 +131,7 @@ class BM3(Recommender):
             "reconstruction": cosine_loss(online_user, target_item) + cosine_loss(online_item, target_user),
             "inter_modality": config.modality_weight * inter_modality,
             "intra_modality": config.modality_weight * intra_modality,
-            "l2": config.l2_weight * l2_loss(user, item),
+            "l2": config.l2_weight * (propagated.user.norm() + propagated.item.norm()) / self.num_items,
         }
         if config.intra_weight or config.inter_weight:
             modal_user, modal_item = self.modal_line(graph)

@@ -115,36 +115,48 @@ class FeatureProjection(nn.Module):
         embedding_dim: Width of the projection D.
         scaling: How rows of features are scaled first.
         bias: Whether there is a :math:`\mathbf b_m`.
+        trained: Whether the scaled features are only where a table of parameters (I, F) begins, which is trained on.
     """
 
     def __init__(
-        self, graph: HeteroData, modality: str, embedding_dim: int, *, scaling: FeatureScaling, bias: bool
+        self,
+        graph: HeteroData,
+        modality: str,
+        embedding_dim: int,
+        *,
+        scaling: FeatureScaling,
+        bias: bool,
+        trained: bool = False,
     ) -> None:
         super().__init__()
         self.modality = modality
         self.scaling = scaling
         self.weight = nn.Parameter(torch.empty(graph[ITEM][feature_name(modality)].size(1), embedding_dim))
         self.bias = nn.Parameter(torch.zeros(embedding_dim)) if bias else None
+        self.features: nn.Parameter | None = None
+        if trained:
+            given = graph[ITEM][feature_name(modality)].to(self.weight)
+            self.features = nn.Parameter(scale_projection(graph, modality, given, scaling).clone())
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:
         """Project the features of all items (I, D), or of those with the given ids (B, D)."""
-        features = graph[ITEM][feature_name(self.modality)]
+        features = graph[ITEM][feature_name(self.modality)] if self.features is None else self.features
         projected = multiply_features(features if item is None else features[item], self.weight)
-        projected = scale_projection(graph, self.modality, projected, self.scaling, item)
-        if self.bias is None:
+        if self.features is None:
+            projected = scale_projection(graph, self.modality, projected, self.scaling, item)
+        if self.bias is not None:
+            projected = projected + self.bias
+        elif self.features is None:
             return projected
         has = graph[ITEM][mask_name(self.modality)]
-        return projected + self.bias * (has if item is None else has[item]).unsqueeze(1)
+        return projected * (has if item is None else has[item]).unsqueeze(1)
 
 
 def feature_projections(
-    graph: HeteroData, modalities: Iterable[str], embedding_dim: int, *, scaling: FeatureScaling, bias: bool
+    graph: HeteroData, modalities: Iterable[str], embedding_dim: int, **options: Any
 ) -> nn.ModuleDict:
-    """One :class:`FeatureProjection` for each modality, by name."""
+    """One :class:`FeatureProjection` for each modality, by name, all with the same options."""
     return nn.ModuleDict(
-        {
-            modality: FeatureProjection(graph, modality, embedding_dim, scaling=scaling, bias=bias)
-            for modality in modalities
-        }
+        {modality: FeatureProjection(graph, modality, embedding_dim, **options) for modality in modalities}
     )

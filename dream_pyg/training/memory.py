@@ -45,6 +45,8 @@ def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> N
     num_rows = int(graph[USER].num_nodes) + int(graph[ITEM].num_nodes)
     table = 4 * num_rows * config.model.get("embedding_dim", 0)
     kept = _KEPT * table // (ranks.num_ranks() if config.training.shard_tables else 1)
+    if config.model.get("train_features", False):
+        kept += _KEPT * 4 * sum(graph[ITEM][feature_name(modality)].numel() for modality in feature_modalities(graph))
     needs_features = find_model(config.model_name).requirements(config.hyperparameters).features
     features = 0
     for modality in feature_modalities(graph) if needs_features and config.held_precision != "stored" else ():
@@ -90,6 +92,10 @@ def _free_bytes(device: torch.device) -> int | None:
 def _savings(config: RunConfig) -> dict[str, RunConfig]:
     """What may take less memory, each as an override and as the configuration it makes."""
     savings = {}
+    if config.model.get("train_features", False):
+        savings["model.train_features=false"] = config.model_copy(
+            update={"model": {**config.model, "train_features": False}}
+        )
     if config.held_precision == "float32":
         savings["feature_precision=bfloat16"] = config.model_copy(update={"feature_precision": "bfloat16"})
     can_be_sampled = find_model(config.model_name).needs_whole_graph(config.hyperparameters) is None

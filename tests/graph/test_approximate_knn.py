@@ -81,38 +81,70 @@ def test_features_that_are_reduced_first(engine: Engine):
     assert recall(found, matrix) >= 0.97
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_all_clusters_searched_is_everything_found(dtype: torch.dtype):
+def index_of(matrix: NDArray[np.floating], count: int = K) -> ClusterIndex:
+    return ClusterIndex(ArrayRows(matrix), count=count, seed=0, what="rows")
+
+
+def test_rows_of_all_clusters_find_everything():
     matrix = np.random.default_rng(1).normal(size=(700, 24)).astype(np.float32)
-    index = ClusterIndex(ArrayRows(matrix), dtype=dtype, seed=0, what="rows")
+    index = index_of(matrix)
     candidates = index.search(np.arange(700), K, approximate.max_candidates(K), index.efforts[-1])
     expected = np.argsort(-cosines(matrix), axis=1)[:, :K]
     missed = [len(set(mine) - set(theirs)) for mine, theirs in zip(expected, candidates, strict=True)]
     assert sum(missed) == 0
-    assert all(len(set(row)) == len(row) for row in candidates)
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in candidates)
+    assert not (candidates == np.arange(700)[:, None]).any()
 
 
-def test_more_clusters_find_more(clustered: NDArray[np.float16]):
-    index = ClusterIndex(ArrayRows(clustered), dtype=torch.float32, seed=0, what="rows")
-    wanted = np.arange(0, 1500, 7)
-    expected = np.argsort(-cosines(clustered)[wanted], axis=1)[:, :K]
-    recalls = []
-    for effort in (1, 3, len(index.efforts)):
-        found = index.search(wanted, K, approximate.max_candidates(K), effort)
-        recalls.append(np.mean([np.isin(mine, theirs) for mine, theirs in zip(expected, found, strict=True)]))
-    assert recalls[0] < recalls[1] < recalls[2] == 1
+def found_share(index: ClusterIndex, matrix: NDArray[np.floating], wanted: NDArray[np.int64], effort: int) -> float:
+    expected = np.argsort(-cosines(matrix)[wanted], axis=1)[:, :K]
+    found = index.search(wanted, K, approximate.max_candidates(K), effort)
+    return float(np.mean([np.isin(mine, theirs) for mine, theirs in zip(expected, found, strict=True)]))
 
 
-def test_queries_in_parts_find_the_same(clustered: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch):
-    def search() -> NDArray[np.int64]:
-        index = ClusterIndex(ArrayRows(clustered), dtype=torch.float32, seed=0, what="rows")
-        return np.sort(index.search(np.arange(1500), K, 20, 3)[:, :K], axis=1)
+def test_more_clusters_of_a_row_find_more():
+    matrix = np.random.default_rng(5).normal(size=(2000, 20)).astype(np.float32)
+    index, wanted = index_of(matrix), np.arange(0, 2000, 7)
+    shares = [found_share(index, matrix, wanted, effort) for effort in (2, 4, index.efforts[-1])]
+    assert shares[0] < shares[1] < shares[2], shares
+    assert shares[2] > 0.99
 
-    whole = search()
-    monkeypatch.setattr(clusters, "_QUERIES_AT_ONCE", 100)
-    monkeypatch.setattr(clusters, "_BLOCK_BYTES", 4 * 48 * 77)
-    monkeypatch.setattr(clusters, "_TILE_SCORES", 300)
-    assert (search() == whole).mean() > 0.999  # the last candidate may hang on the last bit
+
+def test_clusters_in_regions_find_as_much_as_those_made_at_once(
+    clustered: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
+):
+    wanted = np.arange(0, 1500, 5)
+    at_once = found_share(index_of(clustered), clustered, wanted, 3)
+    monkeypatch.setattr(clusters, "_UNDIVIDED", 8)
+    assert found_share(index_of(clustered), clustered, wanted, 3) == pytest.approx(at_once, abs=0.03)
+
+
+def test_the_order_holds_all_rows_and_similar_ones_side_by_side(clustered: NDArray[np.float16]):
+    matrix = np.array(clustered, dtype=np.float32)
+    matrix[::9] = 0
+    order = index_of(matrix).order
+    assert order is not None
+    np.testing.assert_array_equal(np.sort(order), np.arange(1500))
+    assert not matrix[order[-167:]].any()
+    cosine = cosines(matrix)
+    side_by_side = cosine[order[:1332], order[1:1333]]
+    assert side_by_side.mean() > np.mean(cosine[np.isfinite(cosine)]) + 0.3
+
+
+def test_components_are_taken_where_few_hold_nearly_all():
+    generator = np.random.default_rng(0)
+    few = generator.normal(size=(900, 12)) @ generator.normal(size=(12, 96))
+    assert index_of(few.astype(np.float32)).parameters["components"] == 12
+    assert index_of(generator.normal(size=(900, 96)).astype(np.float32)).parameters["components"] == 96
+
+
+def test_rows_in_parts_find_the_same(clustered: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch):
+    whole = index_of(clustered).search(np.arange(1500), K, 20, 3)
+    monkeypatch.setattr(clusters, "_LISTED_BYTES", 8 * 3 * 15 * 111)
+    monkeypatch.setattr(clusters, "_MERGED_AT_ONCE", 17)
+    np.testing.assert_array_equal(index_of(clustered).search(np.arange(1500), K, 20, 3), whole)
+    some = np.random.default_rng(0).permutation(1500)[:40]
+    np.testing.assert_array_equal(index_of(clustered).search(some, K, 20, 3), whole[some])
 
 
 @pytest.fixture
@@ -136,11 +168,10 @@ def test_one_thread_and_one_seed_give_one_graph(clustered: NDArray[np.float16], 
 
 def test_the_number_of_threads_does_not_matter_to_clusters(clustered: NDArray[np.float16]):
     before = torch.get_num_threads()
-    index = ClusterIndex(ArrayRows(clustered), dtype=torch.float32, seed=0, what="rows")
     found = []
     for num_threads in (1, 3):
         torch.set_num_threads(num_threads)
-        found.append(index.search(np.arange(1500), K, 20, 3))
+        found.append(index_of(clustered).search(np.arange(1500), K, 20, 3))
         assert torch.get_num_threads() == num_threads
     torch.set_num_threads(before)
     np.testing.assert_array_equal(*found)
@@ -203,6 +234,7 @@ def test_rows_out_of_order(clustered: NDArray[np.float16]):
 
 def test_a_recall_out_of_reach_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(faiss_indices, "_DEGREES", (11, 12))
+    monkeypatch.setattr(approximate, "NUM_MEASURED", 1200)
     matrix = np.random.default_rng(4).normal(size=(1500, 100)).astype(np.float32)  # no structure to go by
     with pytest.raises(SearchError) as caught:
         cosine_knn(ArrayRows(matrix), K, engine="nndescent", min_recall=1.0, what="items by noise")

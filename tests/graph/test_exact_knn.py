@@ -78,7 +78,7 @@ def test_no_score_is_wrong_by_more_than_its_bound(
 def test_candidates_hold_the_neighbours_or_say_what_they_may_lack(kind: str, dtype: torch.dtype):
     matrix = make(kind, 1100, 24, 3)
     blocks = exact_candidates(ArrayRows(matrix), 7, dtypes=[dtype], device=CPU)
-    candidates = blocks.block(0, len(matrix))
+    candidates = blocks.block(slice(0, len(matrix)))
     cosine = unit(matrix) @ unit(matrix).T
     np.fill_diagonal(cosine, -np.inf)
     for row in range(len(matrix)):
@@ -157,7 +157,7 @@ def test_lists_keep_the_best_of_whatever_order_it_comes_in(data: st.DataObject):
         if data.draw(st.booleans()):
             lists.flush()
     row, score = (np.concatenate(parts) for parts in zip(*offers, strict=True))
-    found = lists.block(0, num_rows)
+    found = lists.block(slice(0, num_rows))
     for target in range(num_rows):
         mine = np.sort(score[row == target])[::-1]
         listed = score[found.index[target][found.index[target] >= 0]]
@@ -190,7 +190,7 @@ def test_ranking_takes_no_more_memory_for_more_rows(monkeypatch: pytest.MonkeyPa
     def extra_bytes(num_rows: int) -> tuple[int, int]:
         rows = ArrayRows(make("normal", num_rows, 8, 0))
         candidates = exact_candidates(rows, 10, dtypes=[torch.float32], device=CPU)
-        candidates.block(0, 1)  # What was waiting is in the lists now.
+        candidates.block(slice(0, 1))  # What was waiting is in the lists now.
         with LargestTensor() as largest:
             tracemalloc.start()
             found = refine.rank_candidates(rows, candidates, 10)

@@ -28,7 +28,8 @@ CONFIGS = {
     "no_layers": {"num_layers": 0},
     "three_layers": {"num_layers": 3, "modality_weight": 0.5},
     "raw": {"feature_scaling": "raw"},
-    "rms": {"feature_scaling": "rms"},
+    "rms": {"feature_scaling": "rms", "train_features": False},
+    "fixed_features": {"train_features": False},
     "aligned": {"intra_weight": 0.7, "inter_weight": 0.4},
     "intra": {"intra_weight": 0.7, "alignment_temperature": 0.5},
 }
@@ -48,7 +49,12 @@ class Oracle:
         """h_u, h_i and each h_m."""
         user, item = bm3.encode(self.R, p["user_embedding"], p["item_embedding"], self.config.num_layers)
         modal = {
-            m: projection(X, self.has[m], p[f"projections.{m}.weight"], p[f"projections.{m}.bias"])
+            m: projection(
+                p.get(f"projections.{m}.features", X),
+                self.has[m],
+                p[f"projections.{m}.weight"],
+                p[f"projections.{m}.bias"],
+            )
             for m, X in self.features.items()
         }
         return user, item, modal
@@ -77,7 +83,7 @@ class Oracle:
             "reconstruction": bm3.reconstruction(online_user, online_item, target_user, target_item),
             "inter_modality": config.modality_weight * inter_modality,
             "intra_modality": config.modality_weight * intra_modality,
-            "l2": config.l2_weight * bm3.l2(h_user[user], h_item[pos]),
+            "l2": config.l2_weight * bm3.l2(h_user, h_item),
         }
         _, (modal_user, modal_item) = self.lines(p)
         aligned = online_user, online_item, modal_user[user], modal_item[pos]

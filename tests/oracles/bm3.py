@@ -82,17 +82,17 @@ def reconstruction(online_user: ArrayLike, online_item: ArrayLike, user: ArrayLi
 
 
 def l2(user: ArrayLike, item: ArrayLike) -> float:
-    """Half the squares of the batch's latent representations, over B.
+    """The norms of all latent representations, over the number of items.
 
     Args:
-        user: h_u (B, D).
-        item: h_i (B, D).
+        user: h_u (U, D).
+        item: h_i (I, D).
 
     Returns:
         The penalty.
     """
-    squares = float((np.asarray(user) ** 2).sum() + (np.asarray(item) ** 2).sum())
-    return 0.5 * squares / np.shape(user)[0]
+    norms = (math.sqrt(math.fsum((np.asarray(rows) ** 2).ravel())) for rows in (user, item))
+    return math.fsum(norms) / np.shape(item)[0]
 
 
 def modal_line(

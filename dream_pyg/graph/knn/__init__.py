@@ -75,8 +75,8 @@ def cosine_knn(
             size.
         min_recall: The share of the true neighbours that an approximate engine has to find at least.
         device: Where ``exact`` multiplies.
-        dtype: In what ``exact`` and ``clusters`` multiply; by default bfloat16 where the processor has units for it,
-            else float32, and in ``exact`` 8-bit integers where they are faster and tell these rows apart.
+        dtype: In what ``exact`` multiplies; by default in bfloat16 where the processor has units for it, else float32,
+            and in 8-bit integers where they are faster and tell these rows apart.
         what: What the rows are, for the progress bar and errors.
         steps: How the strips of ``exact`` are gone through; by default all of them, with a progress bar.
 
@@ -145,26 +145,26 @@ def _candidates(
     if engine != "exact" and device.type != "cpu":
         logger.info("kNN of %s: on the processor, for %s does not use %s", what, engine, device)
         device = torch.device("cpu")
-    dtypes = [dtype] if dtype else _fastest_dtypes(rows, device, engine)
-    if dtypes == [torch.float32] and dtype is None and engine in ("exact", "clusters"):
-        logger.info("kNN of %s: float32, for this processor has no units for smaller numbers", what)
     if engine == "exact":
+        dtypes = [dtype] if dtype else _fastest_dtypes(rows, device)
+        if dtypes == [torch.float32] and dtype is None:
+            logger.info("kNN of %s: float32, for this processor has no units for smaller numbers", what)
         steps = steps or (lambda strips, lists: progress(strips, f"kNN of {what}", hidden=not ranks.speaks()))
         return exact_candidates(rows, count, dtypes=dtypes, device=device, steps=steps), SearchReport(engine)
     if engine == "flat" or not _has_rows(rows, max(_FEWEST_ROWS, _FEWEST_ROWS_PER_NEIGHBOR * count)):
         return flat_candidates(rows, count, what=what), SearchReport("flat")
-    found = approximate_candidates(rows, count, engine, min_recall=min_recall, dtype=dtypes[-1], what=what)
+    found = approximate_candidates(rows, count, engine, min_recall=min_recall, what=what)
     return found.candidates, SearchReport(
         engine, found.parameters, recall=found.recall, num_measured=found.num_measured
     )
 
 
-def _fastest_dtypes(rows: Rows, device: torch.device, engine: ChosenEngine) -> list[torch.dtype]:
+def _fastest_dtypes(rows: Rows, device: torch.device) -> list[torch.dtype]:
     """What to multiply, the fastest first; the last suits all rows."""
     last = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
     # With few features integers gain little over bfloat16: choosing candidates takes longer than the product.
     pays = last == torch.float32 or rows.shape[1] >= _FEWEST_FEATURES_FOR_INTEGERS
-    return [torch.int8, last] if engine == "exact" and pays and has_int8_units(device) else [last]
+    return [torch.int8, last] if pays and has_int8_units(device) else [last]
 
 
 def _has_rows(rows: Rows, enough: int) -> bool:

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import faiss
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dream_pyg.errors import SearchError
@@ -22,15 +21,14 @@ from dream_pyg.graph.knn.rows import Rows, present_unit_rows, unit_rows
 ApproximateEngine = Literal["clusters"] | FaissEngine
 
 logger = logging.getLogger("dream_pyg")
-NUM_CHOOSING = 500
-NUM_MEASURED = 1000
+NUM_CHOOSING = 250
+NUM_MEASURED = 400
 _BLOCK_BYTES = 64 << 20
 _GATHERED_BYTES = 32 << 20
 _TIE = 2e-6
 """Cosines that differ by less in float32 are taken as equal."""
-_AIM = 0.2
+_AIM = 0.25
 """Which part of the loss allowed the choice keeps in reserve, for its sample is not the one that is measured."""
-_NEXT_EFFORT = 1.5
 
 
 class Index(Protocol):
@@ -38,13 +36,12 @@ class Index(Protocol):
 
     effort_name: str
     parameters: dict[str, Any]
+    order: NDArray[np.int64] | None
+    """All rows, similar ones side by side; None if the index knows of no such order."""
 
     @property
     def efforts(self) -> Sequence[int]:
         """The efforts there are, rising."""
-
-    def guess(self, wanted: NDArray[np.int64], nearest: NDArray[np.int64], recall: float) -> int | None:
-        """The effort that should find a share of the neighbours (Q, K) of some rows (Q,); None if it cannot say."""
 
     def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
         """Ids of candidates (Q, M) for the K neighbours of some rows (Q,), -1 for none, never the row itself."""
@@ -65,22 +62,19 @@ def approximate_candidates(
     engine: ApproximateEngine,
     *,
     min_recall: float,
-    dtype: torch.dtype,
     seed: int = 0,
     what: str = "rows",
 ) -> Approximation:
     """Candidates for the ``count`` most similar rows of each that hold at least a share of these.
 
-    Two random samples are searched exhaustively. By one an effort is chosen that does, the smallest unless the index
-    makes a guess; on the other, which the choice has not seen, the recall is measured. If it is too low after all, the
-    effort is raised.
+    Two random samples are searched exhaustively. By one the least effort that does is chosen; on the other, which the
+    choice has not seen, the recall is measured. If it is too low after all, the effort is raised.
 
     Args:
         rows: The rows (N, F).
         count: K.
         engine: How to search.
         min_recall: The recall to reach.
-        dtype: In which ``clusters`` multiplies.
         seed: Of samples and k-means.
         what: What the rows are, for the progress bar and errors.
 
@@ -90,7 +84,7 @@ def approximate_candidates(
     choosing, measuring = _samples(rows, count, seed)
     index: Index
     if engine == "clusters":
-        index = ClusterIndex(rows, dtype=dtype, seed=seed, what=what)
+        index = ClusterIndex(rows, count=count, seed=seed, what=what)
     else:
         index = FaissIndex(rows, engine, count=count, seed=seed, what=what)
     width = max_candidates(count)
@@ -103,13 +97,7 @@ def approximate_candidates(
 
     efforts = index.efforts
     aim = min_recall + _AIM * (1 - min_recall)
-    guess = index.guess(choosing.id, choosing.nearest, aim)
-    if guess is None:
-        position = _first(lambda at: enough(efforts[at], aim), len(efforts))
-    else:
-        position = _next(efforts, guess)
-        while position < len(efforts) and not enough(efforts[position], aim):
-            position = _next(efforts, _NEXT_EFFORT * efforts[position])
+    position = _first(lambda at: enough(efforts[at], aim), len(efforts))
     while True:
         position = min(position, len(efforts) - 1)
         effort = efforts[position]
@@ -120,11 +108,11 @@ def approximate_candidates(
         reached = tried[effort] = measuring.recall(rows, found[measuring.id])
         if reached >= min_recall:
             parameters = {**index.parameters, index.effort_name: effort, "min_recall": min_recall, "seed": seed}
-            return Approximation(_unproven(rows, found, count), parameters, reached, len(measuring.id))
+            return Approximation(_unproven(rows, found, count, index.order), parameters, reached, len(measuring.id))
         if position == len(efforts) - 1:
             break
         logger.info("%s: recall %.4f with %s %d, more effort", what, reached, index.effort_name, effort)
-        position = _next(efforts, _NEXT_EFFORT * effort)
+        position += 1
     attempts = ", ".join(f"{index.effort_name} {effort}: {recall:.4f}" for effort, recall in sorted(tried.items()))
     others = " or ".join(f"--engine {other}" for other in ("clusters", "exact") if other != engine)
     raise SearchError(
@@ -135,7 +123,7 @@ def approximate_candidates(
 
 def max_candidates(count: int) -> int:
     """M, how many candidates are kept for ``count`` neighbours, so that coarse scores cannot push these out."""
-    return count + count // 2 + 8
+    return count + count // 2 + 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,12 +180,12 @@ def _exhaustive(
         found = base_id[found]
         own = found == chosen[:, None]
         score[own], found[own] = -np.inf, -1
-        joined = ranked(np.concatenate([best, score], axis=1), np.concatenate([nearest, found], axis=1))
-        best, nearest = (part[:, :count] for part in joined)
+        score, found = ranked(np.concatenate([best, score], axis=1), np.concatenate([nearest, found], axis=1))
+        best, nearest = score[:, :count], found[:, :count]
     return nearest, best
 
 
-def _unproven(rows: Rows, found: NDArray[np.int64], count: int) -> Candidates:
+def _unproven(rows: Rows, found: NDArray[np.int64], count: int, order: NDArray[np.int64] | None) -> Candidates:
     """Lists whose engine vouches for nothing: complete by agreement where they hold K others, and else to be completed.
 
     ``left_out`` of -inf keeps the ranking from doubting a list, and of inf has the row searched in full.
@@ -209,12 +197,7 @@ def _unproven(rows: Rows, found: NDArray[np.int64], count: int) -> Candidates:
     for first in range(0, len(short), step):
         part = short[first : first + step]
         left_out[part[rows.take_rows(part).any(axis=1)]] = np.inf
-    return Candidates(found, left_out)
-
-
-def _next(efforts: Sequence[int], wanted: float) -> int:
-    """The position of the first effort that is no less, or how many there are."""
-    return next((at for at, effort in enumerate(efforts) if effort >= wanted), len(efforts))
+    return Candidates(found, left_out, order)
 
 
 def _first(holds: Any, size: int) -> int:

@@ -24,15 +24,16 @@ class Candidates:
 
     index: NDArray[np.int64]  # (N, M), -1 for none
     left_out: NDArray[np.float32]  # (N,): no row outside the list has a greater cosine; -inf where nothing is left out
+    order: NDArray[np.int64] | None = None  # (N,): all rows, those that have many candidates in common side by side
 
     @property
     def width(self) -> int:
         """M."""
         return self.index.shape[1]
 
-    def block(self, start: int, stop: int) -> Candidates:
-        """Those of rows ``start`` to ``stop``."""
-        return Candidates(self.index[start:stop], self.left_out[start:stop])
+    def block(self, rows: slice | NDArray[np.int64]) -> Candidates:
+        """Those of some rows."""
+        return Candidates(self.index[rows], self.left_out[rows])
 
 
 class CandidateBlocks(Protocol):
@@ -42,8 +43,12 @@ class CandidateBlocks(Protocol):
     def width(self) -> int:
         """M, how many a row has at most."""
 
-    def block(self, start: int, stop: int) -> Candidates:
-        """Those of rows ``start`` to ``stop``."""
+    @property
+    def order(self) -> NDArray[np.int64] | None:
+        """The rows (N,) in the order in which to ask for them; None if any will do."""
+
+    def block(self, rows: slice | NDArray[np.int64]) -> Candidates:
+        """Those of some rows, a slice if there is no order."""
 
 
 def list_room(count: int) -> int:
@@ -150,10 +155,14 @@ class CandidateLists:
         """How many candidates a row has at most."""
         return self.score.size(1)
 
-    def block(self, start: int, stop: int) -> Candidates:
-        """What rows ``start`` to ``stop`` have now, without what has fallen below the cut since it was added."""
+    @property
+    def order(self) -> None:
+        """None, for any will do."""
+
+    def block(self, rows: slice | NDArray[np.int64] | Tensor) -> Candidates:
+        """What some rows have now, without what has fallen below the cut since it was added."""
         self.flush()
-        rows = slice(start, stop)
+        rows = rows if isinstance(rows, slice) else torch.from_numpy(rows)
         score, order = self.score[rows].sort(dim=1, descending=True)
         last = score[:, self.count - 1]
         self.raise_cut(rows, last)

@@ -1,18 +1,17 @@
-r"""All-kNN by clusters: k-means, then every cluster against all rows that are near it, by one matrix product.
+r"""All-kNN by small overlapping clusters: rows that share one of their nearest clusters are compared with each other.
 
-This is an inverted file turned round. A row is looked for in the p clusters whose centroids are nearest to it; since
-all rows ask, a cluster is multiplied with all the rows that come to it at once, and nothing is looked up one by one.
+Every row is a member of the T clusters whose centroids are nearest to it, and each cluster's members are compared by
+one small matrix product. Two rows on both sides of a border are then together on one of them at least: with two or
+three clusters of 64 rows, nearly all neighbours are found among a few hundred rows, however many there are.
 
-A score in bfloat16 has eight bits. Two more columns subtract each row's cut, the lowest score in its list so far,
-within the product and before it is rounded: the bits are spent on the difference, and whatever can enter the list is
-positive.
+Rows are compared by their principal components, as many as hold nearly all of them, in float16; the exact ranking
+makes good for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import faiss
@@ -23,304 +22,266 @@ from torch import Tensor
 
 from dream_pyg.data.progress import progress
 from dream_pyg.graph.knn.rows import Rows, unit_rows
+from dream_pyg.graph.processor import threads_of_one
 
-_CLUSTERS_PER_SQRT = 2.0
-"""Twice the square root of N: about where assigning rows to clusters costs as much as searching these."""
-_ITERATIONS = 8
-_TRAINING_ROWS_PER_CLUSTER = 48
-_LARGEST = 4
-"""Clusters of more than this many times the mean size are divided, so that many equal rows do not cost their square."""
-_FEWEST_DIVIDED = 512
-_QUERIES_AT_ONCE = 1 << 16
-_TILE_SCORES = 1 << 20
+_CLUSTER_ROWS = 64
+_EFFORTS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+_ITERATIONS = 6
+_TRAINED_ROWS = 64
+"""Of each centroid that k-means makes."""
+_UNDIVIDED = 256
+"""So many clusters are made at once, more within regions."""
+_LINKS, _LINKING_EFFORT = 16, 40
+"""Of the graph by which the centroids nearest to a row are found."""
+_FINDING_EFFORT = 32
+_USUAL_EFFORT = 4
+"""So many clusters are found for each row at first, and all that may be needed only if these do not suffice."""
+_LARGEST, _FEWEST_DIVIDED = 8, 512
+"""Clusters of more than so many times the mean size, or rows, are divided: many equal rows would cost their square."""
+_PCA_ROWS = 1 << 11
+_KEPT_SHARE = 0.985
+"""Of the squared norms, what the principal components have to hold."""
+_LEAST_EIGENVALUE = 1e-9
 _BLOCK_BYTES = 16 << 20
-_COLUMN_ALIGNMENT = 32
-_COARSE = 2.0**-8
-"""By how much a cosine may be wrong in bfloat16."""
-_FINE = 2.0**-14
-"""About what rounding of the rows does to a cosine. Without it, rows that are equal would displace each other."""
+_FOUND_AT_ONCE = 1 << 16
+_MERGED_AT_ONCE = 1 << 12
+_LISTED_BYTES = 512 << 20
+"""What the lists of all clusters that are merged at once may take."""
 _BELOW_ALL = -2.0
 """Less than any cosine."""
 
 
 class ClusterIndex:
-    """Unit rows in low precision, ordered by cluster: 2 bytes a feature.
+    """Unit rows, reduced and in float16, in the order of their clusters.
 
     Args:
         rows: The rows (N, F).
-        dtype: In which to multiply: ``torch.bfloat16``, or ``torch.float32`` (rows are then kept in float16).
+        count: K.
         seed: Of k-means and the rows it is trained on.
         what: What the rows are, for the progress bar.
     """
 
-    effort_name = "clusters_searched"
+    effort_name = "clusters_of_a_row"
 
-    def __init__(self, rows: Rows, *, dtype: torch.dtype, seed: int, what: str) -> None:
-        self._num_rows, self._num_features = rows.shape
-        self._rows, self._dtype, self._what = rows, dtype, what
-        self._step = max(1, _BLOCK_BYTES // (4 * self._num_features))
-        centroid = self._train(seed)
-        label = self._assign(torch.from_numpy(centroid).to(dtype))
-        present = np.flatnonzero(label >= 0)
-        self._id = present[np.argsort(label[present], kind="stable")]
-        self._place = np.full(self._num_rows, -1, dtype=np.int64)
+    def __init__(self, rows: Rows, *, count: int, seed: int, what: str) -> None:
+        self._rows, self._what = rows, what
+        self._step = max(1, _BLOCK_BYTES // (4 * rows.shape[1]))
+        self._basis = self._components(np.random.default_rng(seed))
+        reduced, self._id = self._reduce()
+        self._centroid, order = _clusters(reduced, max(_CLUSTER_ROWS, 2 * count), seed + 1)
+        self._id = self._id[order]
+        self._stored = reduced[torch.from_numpy(order)]
+        self._place = np.full(rows.shape[0], -1, dtype=np.int64)
         self._place[self._id] = np.arange(len(self._id))
-        self._start, centroid = _divide(np.bincount(label[present], minlength=len(centroid)), centroid)
-        self._centroid = torch.from_numpy(centroid).to(dtype)
-        self._stored = self._store()
-        self.parameters: dict[str, Any] = {"clusters": len(centroid), "dtype": str(dtype).removeprefix("torch.")}
-
-    @property
-    def efforts(self) -> Sequence[int]:
-        """How many clusters a row can be looked for in: in all of them, the search is exhaustive."""
-        return range(1, len(self._centroid) + 1)
-
-    def guess(self, wanted: NDArray[np.int64], nearest: NDArray[np.int64], recall: float) -> int:
-        """The effort at which a share of the true neighbours (Q, K) of some rows (Q,) are in clusters looked in."""
-        place = self._place[wanted]
-        score = self._take(place)[:, : self._num_features] @ self._centroid.T
-        own, theirs = (torch.from_numpy(self._cluster_of(where)) for where in (place, self._place[nearest]))
-        rank = (-score.float()).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-        needed = rank.gather(1, theirs.clamp(min=0)) + 1
-        needed[theirs == own[:, None]] = 1
-        needed = needed[torch.from_numpy(nearest >= 0)].sort().values
-        return int(needed[min(int(recall * len(needed)), len(needed) - 1)]) if len(needed) else 1
+        self.order: NDArray[np.int64] | None = np.concatenate([self._id, np.flatnonzero(self._place < 0)])
+        self._nearest: NDArray[np.int32] = np.empty((len(self._id), 0), dtype=np.int32)
+        self.efforts: Sequence[int] = sorted({min(effort, len(self._centroid)) for effort in _EFFORTS})
+        self.parameters: dict[str, Any] = {"clusters": len(self._centroid), "components": self._stored.size(1)}
 
     def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
         """Candidates for the neighbours of some rows.
 
         Args:
             wanted: Their ids (Q,).
-            count: K; rows that have found fewer are looked for in more clusters.
+            count: K.
             width: M, how many candidates to keep.
-            effort: In how many clusters to look.
+            effort: T, of how many clusters each row is a member.
 
         Returns:
-            Ids (Q, M), the likeliest first, -1 for none.
+            Ids (Q, M), -1 for none.
         """
+        members = _Members(self._nearest_clusters(effort))
+        place = self._place[wanted]
+        present = np.flatnonzero(place >= 0)
+        present = present[np.argsort(place[present], kind="stable")]
         result = np.full((len(wanted), width), -1, dtype=np.int64)
-        order = np.argsort(self._place[wanted], kind="stable")
-        order = order[np.searchsorted(self._place[wanted[order]], 0) :]  # without rows of zeros
-        blocks = [order[start : start + _QUERIES_AT_ONCE] for start in range(0, len(order), _QUERIES_AT_ONCE)]
-
-        def search(block: NDArray[np.int64]) -> None:
-            result[block] = self._search_block(self._place[wanted[block]], count, width, effort)
-
-        with _threads_of_one() as pool:
-            done = pool.map(search, blocks)
-            for _ in progress(done, f"kNN of {self._what}", total=len(blocks)):
-                pass
+        # A list may be shorter than what is kept of all: few of a row's neighbours are strangers to its first cluster.
+        listed = max(count + count // 2, width // 2 + 1)
+        step = max(1, _LISTED_BYTES // (8 * effort * listed))
+        for first in range(0, len(present), step):
+            part = present[first : first + step]
+            found = self._search_places(members, place[part], listed, width, whole=len(wanted) == len(self._place))
+            result[part, : found.shape[1]] = np.where(found >= 0, self._id[found], -1)
         return result
 
-    def _search_block(self, place: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
-        lists = _Lists(len(place), width)
-        own = self._cluster_of(place)
-        active = np.arange(len(place))
-        while len(active):
-            for cluster, query in _grouped(own[active]):
-                self._visit(lists, place, active[query], cluster, first=True)
-            near = self._nearest(place[active], min(effort, len(self._centroid)))
-            row, slot = np.nonzero(near != own[active, None])
-            for cluster, pair in _grouped(near[row, slot]):
-                self._visit(lists, place, active[row[pair]], cluster)
-            if effort >= len(self._centroid):
-                break
-            active = active[lists.score[active, count - 1].numpy() == -np.inf]
-            effort *= 2
-            lists.clear(active)
-        return np.where(lists.score.numpy() > -np.inf, self._id[lists.place.numpy()], -1)
+    def _search_places(
+        self, members: _Members, place: NDArray[np.int64], listed: int, width: int, *, whole: bool
+    ) -> NDArray[np.int64]:
+        """The places (Q, M) that score highest for the rows at others (Q,), ascending, in any of their clusters."""
+        num_asked, num_lists = len(place), members.num_lists
+        score = torch.full((num_asked, num_lists, listed), _BELOW_ALL)
+        other = torch.full((num_asked, num_lists, listed), -1, dtype=torch.int32)
+        asked = np.full(len(self._id), -1, dtype=np.int64)
+        asked[place] = np.arange(num_asked)
 
-    def _cluster_of(self, place: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.searchsorted(self._start, place, side="right") - 1
+        def compare(cluster: int) -> None:
+            row, number = members.of(cluster)
+            own = np.flatnonzero(asked[row] >= 0)
+            rows = torch.from_numpy(row)
+            columns = self._stored[rows].float()
+            product = columns[own] @ columns.T
+            product[torch.arange(len(own)), own] = _BELOW_ALL
+            best, at = product.topk(min(listed, len(row)), dim=1)
+            target, slot = torch.from_numpy(asked[row[own]]), torch.from_numpy(number[own])
+            score[target, slot, : best.size(1)] = best
+            other[target, slot, : best.size(1)] = rows[at].to(torch.int32)
 
-    def _nearest(self, place: NDArray[np.int64], effort: int) -> NDArray[np.int64]:
-        """The clusters whose centroids are nearest to some rows (Q, effort)."""
-        near: NDArray[np.int64] = np.empty((len(place), effort), dtype=np.int64)
-        step = max(1, _TILE_SCORES // len(self._centroid))
-        for first in range(0, len(place), step):
-            query = self._take(place[first : first + step])[:, : self._num_features]
-            near[first : first + step] = (query @ self._centroid.T).topk(effort, dim=1).indices.numpy()
-        return near
+        found = torch.empty(num_asked, min(width, num_lists * listed), dtype=torch.int64)
 
-    def _visit(
-        self, lists: _Lists, place: NDArray[np.int64], query: NDArray[np.int64], cluster: int, *, first: bool = False
-    ) -> None:
-        """Compare some rows with a cluster, for the first time with their own."""
-        span = slice(int(self._start[cluster]), int(self._start[cluster + 1]))
-        columns = self._stored[span].to(self._dtype)
-        step = max(1, _TILE_SCORES // max(1, len(columns)))
-        for begin in range(0, len(query), step):
-            part = query[begin : begin + step]
-            left = self._take(place[part])
-            row = torch.from_numpy(part)
-            own = torch.from_numpy(place[part] - span.start) if first else None
-            if own is not None and len(columns) > lists.width:
-                left[:, self._num_features :] = 0
-                score = (left @ columns.T).float()
-                score[torch.arange(len(part)), own] = _BELOW_ALL
-                lists.cut[row] = score.topk(lists.width, dim=1).values[:, -1] - _COARSE
-            cut = lists.cut[row]
-            high = cut.to(self._dtype)
-            low = (cut - high).to(self._dtype)
-            left[:, self._num_features], left[:, self._num_features + 1] = -high, -low
-            score = left @ columns.T
-            if own is not None:
-                score[torch.arange(len(part)), own] = -1
-            lists.merge(row, _positive(score), score, high.float() + low.float(), span.start)
+        def merge(first: int) -> None:
+            part = slice(first, first + _MERGED_AT_ONCE)
+            index, order = other[part].flatten(1).sort(dim=1)
+            value = score[part].flatten(1).gather(1, order)
+            value[:, 1:][index[:, 1:] == index[:, :-1]] = _BELOW_ALL
+            best, at = value.topk(found.size(1), dim=1)
+            found[part] = index.gather(1, at).masked_fill(best <= _BELOW_ALL, -1)
 
-    def _take(self, place: NDArray[np.int64]) -> Tensor:
-        return self._stored[torch.from_numpy(place)].to(self._dtype)
-
-    def _train(self, seed: int) -> NDArray[np.float32]:
-        num_clusters = max(1, round(_CLUSTERS_PER_SQRT * self._num_rows**0.5))
-        num_trained = min(self._num_rows, _TRAINING_ROWS_PER_CLUSTER * num_clusters)
-        chosen = np.sort(np.random.default_rng(seed).choice(self._num_rows, num_trained, replace=False))
-        sample = np.empty((num_trained, self._num_features), dtype=np.float32)
-        for first in range(0, num_trained, self._step):
-            part = slice(first, first + self._step)
-            sample[part] = unit_rows(self._rows.take_rows(chosen[part]), np.float32)
-        sample = sample[sample.any(axis=1)]
-        if len(sample) <= num_clusters:  # few rows, or nearly nothing but rows of zeros
-            return sample if len(sample) else np.eye(1, self._num_features, dtype=np.float32)
-        kmeans = faiss.Kmeans(
-            self._num_features,
-            num_clusters,
-            niter=_ITERATIONS,
-            seed=seed + 1,
-            spherical=True,
-            min_points_per_centroid=1,
-            max_points_per_centroid=_TRAINING_ROWS_PER_CLUSTER,
-        )
-        kmeans.train(sample)
-        return np.asarray(kmeans.centroids)
-
-    def _for_blocks(self, work: Callable[[slice, Tensor], None], description: str) -> None:
-        """Give blocks of unit rows to some threads."""
-
-        def load(start: int) -> None:
-            block = unit_rows(self._rows.take(start, start + self._step), np.float32)
-            work(slice(start, start + len(block)), torch.from_numpy(block))
-
-        starts = range(0, self._num_rows, self._step)
-        with _threads_of_one() as pool:
-            for _ in progress(pool.map(load, starts), f"{description} {self._what}", total=len(starts)):
+        clusters = np.unique(members.label[place])
+        with threads_of_one() as pool:
+            done = pool.map(compare, clusters)
+            for _ in progress(done, f"kNN of {self._what}", total=len(clusters), hidden=not whole):
                 pass
+            list(pool.map(merge, range(0, num_asked, _MERGED_AT_ONCE)))
+        return found.numpy()
 
-    def _assign(self, centroid: Tensor) -> NDArray[np.int64]:
-        """The cluster of each row (N,), -1 for rows of zeros."""
-        label = np.empty(self._num_rows, dtype=np.int64)
+    def _nearest_clusters(self, effort: int) -> NDArray[np.int32]:
+        """The clusters whose centroids are nearest to each row (N, T), the nearest first."""
+        if self._nearest.shape[1] < effort:
+            most = self.efforts[-1]
+            self._nearest = self._find_nearest(min(most, _USUAL_EFFORT) if effort <= _USUAL_EFFORT else most)
+        return self._nearest[:, :effort]
 
-        def work(span: slice, block: Tensor) -> None:
-            nearest = (block.to(self._dtype) @ centroid.T).argmax(dim=1)
-            label[span] = torch.where(block.any(dim=1), nearest, -1).numpy()
+    def _find_nearest(self, count: int) -> NDArray[np.int32]:
+        centroid = self._centroid.numpy()
+        index: Any = faiss.IndexFlatL2(centroid.shape[1])
+        if len(centroid) > _UNDIVIDED:
+            index = faiss.IndexHNSWFlat(centroid.shape[1], _LINKS)
+            index.hnsw.efConstruction = _LINKING_EFFORT
+            index.hnsw.efSearch = _FINDING_EFFORT
+        for one in centroid:  # One after the other, so that the graph does not depend on the number of threads.
+            index.add(one[None])
+        nearest = np.empty((len(self._id), count), dtype=np.int32)
+        starts = range(0, len(nearest), _FOUND_AT_ONCE)
+        for start in progress(starts, f"clusters of {self._what}"):
+            part = slice(start, start + _FOUND_AT_ONCE)
+            nearest[part] = index.search(self._stored[part].float().numpy(), count)[1]
+        return nearest
 
-        self._for_blocks(work, "clusters of")
-        return label
+    def _components(self, generator: np.random.Generator) -> Tensor | None:
+        """The directions (F, D) that hold nearly all of the rows; None if that takes more than half as many as F.
 
-    def _store(self) -> Tensor:
-        """The rows by cluster, with the columns that meet the cut."""
-        padded = -(-(self._num_features + 2) // _COLUMN_ALIGNMENT) * _COLUMN_ALIGNMENT
-        dtype = torch.bfloat16 if self._dtype == torch.bfloat16 else torch.float16
-        stored = torch.zeros(len(self._id), padded, dtype=dtype)
-        stored[:, self._num_features : self._num_features + 2] = 1
-
-        def work(span: slice, block: Tensor) -> None:
-            place = torch.from_numpy(self._place[span])
-            present = place >= 0
-            stored[place[present], : self._num_features] = block[present].to(dtype)
-
-        self._for_blocks(work, "reading")
-        return stored
-
-
-class _Lists:
-    """The best scores of some rows so far (Q, M), falling, and whose they are."""
-
-    def __init__(self, num_queries: int, width: int) -> None:
-        self.width = width
-        self.score = torch.full((num_queries, width), -torch.inf)
-        self.place = torch.zeros((num_queries, width), dtype=torch.int32)
-        self.cut = torch.full((num_queries,), _BELOW_ALL)
-
-    def clear(self, row: NDArray[np.int64]) -> None:
-        """Forget what some rows have found."""
-        self.score[row] = -torch.inf
-        self.cut[row] = _BELOW_ALL
-
-    def merge(self, row: Tensor, position: NDArray[np.int64], score: Tensor, shift: Tensor, first: int) -> None:
-        """Put scores (R, C) at some positions, ascending, into the lists of some rows (R,).
-
-        Args:
-            row: The rows.
-            position: Which scores, in flattened form.
-            score: Scores less the shift.
-            shift: What was subtracted from each row's scores (R,).
-            first: The place of the first column.
+        They are found on one half of a sample and judged by the other, of which they know nothing.
         """
-        line, column = np.divmod(position, score.size(1))
-        changed, begin, size = np.unique(line, return_index=True, return_counts=True)
-        if not len(changed):
-            return
-        old = row[torch.from_numpy(changed)]
-        width = self.width
-        joined = torch.full((len(changed), width + int(size.max())), -torch.inf)
-        joined_place = torch.zeros(joined.shape, dtype=torch.int32)
-        joined[:, :width], joined_place[:, :width] = self.score[old], self.place[old]
-        target = torch.from_numpy(np.repeat(np.arange(len(changed)), size))
-        slot = torch.from_numpy(np.arange(len(line)) - np.repeat(begin - width, size))
-        joined[target, slot] = score.view(-1)[torch.from_numpy(position)].float() + shift[torch.from_numpy(line)]
-        joined_place[target, slot] = torch.from_numpy((column + first).astype(np.int32))
-        best, taken = joined.topk(width, dim=1)
-        self.score[old] = best
-        self.place[old] = joined_place.gather(1, taken)
-        self.cut[old] = torch.maximum(self.cut[old], best[:, -1] + _FINE)
+        num_rows, num_features = self._rows.shape
+        chosen = np.sort(generator.choice(num_rows, min(num_rows, _PCA_ROWS), replace=False))
+        sample = torch.from_numpy(unit_rows(self._rows.take_rows(chosen), np.float32))
+        sample = sample[sample.any(dim=1)]
+        known, judge = sample[::2].double(), sample[1::2].double()
+        values, mixture = torch.linalg.eigh(known @ known.T)
+        largest = values.flip(0) > _LEAST_EIGENVALUE * values[-1]
+        basis = known.T @ (mixture.flip(1)[:, largest] / values.flip(0)[largest].sqrt())
+        held = (judge @ basis).square().sum(dim=0).cumsum(0)
+        enough = int((held < _KEPT_SHARE * judge.square().sum()).sum()) + 1
+        return basis[:, :enough].float() if enough <= min(num_features // 2, basis.size(1)) else None
+
+    def _reduce(self) -> tuple[Tensor, NDArray[np.int64]]:
+        """The rows that are not zero, unit and reduced, in float16 (P, D), and their ids (P,)."""
+        num_rows, num_features = self._rows.shape
+        reduced = torch.empty(num_rows, num_features if self._basis is None else self._basis.size(1)).half()
+        present: NDArray[np.bool_] = np.empty(num_rows, dtype=bool)
+
+        def reduce(start: int) -> None:
+            block = torch.from_numpy(unit_rows(self._rows.take(start, start + self._step), np.float32))
+            span = slice(start, start + len(block))
+            present[span] = block.any(dim=1).numpy()
+            reduced[span] = block if self._basis is None else block @ self._basis
+
+        starts = range(0, num_rows, self._step)
+        with threads_of_one() as pool:
+            for _ in progress(pool.map(reduce, starts), f"reading {self._what}", total=len(starts)):
+                pass
+        ids = np.flatnonzero(present)
+        return (reduced if len(ids) == num_rows else reduced[torch.from_numpy(ids)]), ids
+
+
+def _clusters(rows: Tensor, rows_per_cluster: int, seed: int) -> tuple[Tensor, NDArray[np.int64]]:
+    """Centroids of clusters (C, D) of rows (P, D), and the rows in an order that has similar ones side by side (P,).
+
+    Many are made within regions, which k-means has made before.
+    """
+    num_clusters = max(1, len(rows) // rows_per_cluster)
+    num_regions = round(num_clusters**0.5) if num_clusters > _UNDIVIDED else 1
+    order: NDArray[np.int64] = np.arange(len(rows))
+    bounds = np.array([0, len(rows)])
+    if num_regions > 1:
+        sample = np.random.default_rng(seed).choice(len(rows), _TRAINED_ROWS * num_regions, replace=False)
+        centre = _k_means(rows[torch.from_numpy(np.sort(sample))].float(), num_regions, seed)
+        region = np.concatenate([_nearest_of(part.float(), centre) for part in rows.split(_FOUND_AT_ONCE)])
+        order = np.argsort(region, kind="stable")
+        bounds = np.concatenate([[0], np.bincount(region, minlength=num_regions).cumsum()])
+    centroids = []
+    for first, last in pairwise(bounds):
+        if first < last:
+            members = rows[torch.from_numpy(order[first:last])].float()
+            centroids.append(_k_means(members, max(1, round(len(members) / rows_per_cluster)), seed))
+            within = np.argsort(_nearest_of(members, centroids[-1]), kind="stable")
+            order[first:last] = order[first:last][within]
+    return torch.cat(centroids), order
+
+
+def _k_means(rows: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """Centroids (C, D) of rows (N, D)."""
+    if num_clusters == 1:
+        return rows.mean(dim=0, keepdim=True)
+    kmeans = faiss.Kmeans(
+        rows.size(1),
+        num_clusters,
+        niter=_ITERATIONS,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=_TRAINED_ROWS,
+    )
+    kmeans.train(rows.numpy())
+    return torch.from_numpy(kmeans.centroids)
+
+
+def _nearest_of(rows: Tensor, centroid: Tensor) -> NDArray[np.int64]:
+    """Which of some centroids (C, D) is the nearest to each row (N, D)."""
+    return np.asarray(faiss.knn(rows.numpy(), centroid.numpy(), 1)[1][:, 0])
+
+
+class _Members:
+    """Which rows each cluster has, clusters with far more than the mean being divided.
+
+    Args:
+        label: The clusters of each row (N, T), the nearest first.
+
+    Attributes:
+        label: The same after dividing.
+        num_lists: T.
+    """
+
+    def __init__(self, label: NDArray[np.int32]) -> None:
+        num_rows, self.num_lists = label.shape
+        flat = label.ravel()
+        order = np.argsort(flat, kind="stable")
+        size = np.bincount(flat)
+        mean = flat.size // max(1, int(np.count_nonzero(size)))
+        parts = -(-size // max(_FEWEST_DIVIDED, _LARGEST * mean))
+        of = flat[order]
+        rank = np.arange(len(of)) - (size.cumsum() - size)[of]
+        divided = (parts.cumsum() - parts)[of] + rank * parts[of] // size[of]
+        self.label = np.empty((num_rows, self.num_lists), dtype=np.int32)
+        self.label.ravel()[order] = divided
+        self._row, self._number = np.divmod(order, self.num_lists)
+        self._start = np.searchsorted(divided, np.arange(parts.sum() + 1))
+
+    def of(self, cluster: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The members of a cluster, ascending, and the how many nearest of each it is, both (R,)."""
+        span = slice(self._start[cluster], self._start[cluster + 1])
+        return self._row[span], self._number[span]
 
 
 def cluster_bytes(num_rows: int, num_features: int, width: int) -> int:
-    """About how much memory a :class:`ClusterIndex` of some rows takes, and its search of all of them."""
-    num_clusters = _CLUSTERS_PER_SQRT * num_rows**0.5
-    training = 2 * 4 * num_features * min(num_rows, _TRAINING_ROWS_PER_CLUSTER * num_clusters)
-    stored = num_rows * (2 * (num_features + _COLUMN_ALIGNMENT) + 24)
-    return int(
-        max(training, stored + 16 * width * min(num_rows, _QUERIES_AT_ONCE * torch.get_num_threads()))
-        + 8 * num_rows * width
-    )
-
-
-def _divide(size: NDArray[np.int64], centroid: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Divide clusters far larger than the mean, and drop empty ones: beginnings (C + 1,) and centroids (C, F)."""
-    limit = max(_LARGEST * int(size.mean()), _FEWEST_DIVIDED)
-    parts = -(-size // limit)
-    end = size.cumsum()
-    bounds = [np.linspace(last - number, last, part, endpoint=False, dtype=np.int64)
-              for number, last, part in zip(size, end, parts, strict=True)]  # fmt: skip
-    return np.concatenate([*bounds, end[-1:]]), np.repeat(centroid, parts, axis=0)
-
-
-def _grouped(label: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each label that occurs and where."""
-    order = np.argsort(label, kind="stable")
-    values, start = np.unique(label[order], return_index=True)
-    for value, where in zip(values, np.split(order, start[1:]), strict=True) if len(values) else ():
-        yield int(value), where
-
-
-@contextmanager
-def _threads_of_one() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as PyTorch has, each of which computes alone.
-
-    Results do not depend on their number, and no thread waits for the others after every step.
-    """
-    num_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(num_threads)  # PyTorch also keeps the number for threads to come.
-
-
-def _positive(score: Tensor) -> NDArray[np.int64]:
-    """Where a matrix is positive, in its flattened form."""
-    # The bits of a positive bfloat16 are those of a positive int16, which NumPy compares many times as fast.
-    bits = score.view(torch.int16) if score.dtype == torch.bfloat16 else score
-    return np.flatnonzero(bits.numpy() > 0)
+    """About how much memory a :class:`ClusterIndex` of some rows takes at most, and its search of all of them."""
+    return num_rows * (2 * 2 * num_features + 16 + 20 * _USUAL_EFFORT + 8 * width) + _LISTED_BYTES

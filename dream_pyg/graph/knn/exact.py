@@ -43,6 +43,8 @@ _DIRECTIONS = 32
 """Integers cost a pass over the scores anyway; many directions then cost little more than one."""
 _WORTHWHILE_SHARE = 0.25
 """Other types save that pass where the first direction has less of the rows than this."""
+_INTEGER_WIDTH = 64
+"""Rows of integers are padded to multiples of it: oneDNN was seen to give zeros for products over a single feature."""
 _MOST_INTEGER_FEATURES = 1 << 17
 """Sums of so many products of 8-bit integers fit into 32 bits."""
 _PROBED_ROWS = 128
@@ -236,7 +238,10 @@ class RowProduct:
         self._tile_rows = _TILE_ROWS * (2 if few or many else 1)
         self._tile_columns = _TILE_SCORES * (2 if few else 1) // self._tile_rows
         panel = _INTEGER_PANEL_BYTES if dtype == torch.int8 else _PANEL_BYTES
-        panel = panel // (self.num_features * dtype.itemsize)
+        self._width = self.num_features
+        if dtype == torch.int8:
+            self._width = -(-self._width // _INTEGER_WIDTH) * _INTEGER_WIDTH
+        panel = panel // (self._width * dtype.itemsize)
         panel = panel // self._tile_rows * self._tile_rows
         self._starts = range(0, padded, max(self._tile_rows, panel))
         self._loaded: dict[int, Tensor] = {}
@@ -327,14 +332,14 @@ class RowProduct:
     def _load(self, start: int, keep: int, measured: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The panel that begins at ``start``, rounded (R, F), in memory with at most one other.
 
-        The first time, ``measured`` takes the norm of each row and that of what rounding leaves of it (P,), for integers
-        in units of the row's step.
+        The first time, ``measured`` takes the norm of each row and that of what rounding leaves of it (P,), for
+        integers in units of the row's step.
         """
         for other in set(self._loaded) - {start, keep}:
             del self._loaded[other]
         if start not in self._loaded:
             stop = min(start + self._starts.step, len(self._along))
-            panel = torch.zeros(stop - start, self.num_features, dtype=self._dtype, device=self._device)
+            panel = torch.zeros(stop - start, self._width, dtype=self._dtype, device=self._device)
             step = max(1, _PREPARED_BYTES // (4 * self.num_features))
             for first in range(start, min(stop, self.num_rows), step):
                 last = min(first + step, stop, self.num_rows)
@@ -351,7 +356,8 @@ class RowProduct:
                 if integers:
                     self._step[here] = part.abs().amax(dim=1) / 127
                     part /= self._step[here, None].clamp_min(torch.finfo(torch.float32).tiny)
-                rounded = panel[first - start : last - start].copy_(part.round() if integers else part)
+                rounded = panel[first - start : last - start, : self.num_features]
+                rounded.copy_(part.round() if integers else part)
                 if measured and self._dtype != torch.float32:
                     rounding[here] = part.sub_(rounded).norm(dim=1)
             self._loaded[start] = panel

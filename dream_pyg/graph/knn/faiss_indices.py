@@ -45,6 +45,8 @@ class FaissIndex:
         what: What the rows are, for the progress bar.
     """
 
+    order: NDArray[np.int64] | None = None
+
     def __init__(self, rows: Rows, engine: FaissEngine, *, count: int, seed: int, what: str) -> None:
         num_rows, num_features = rows.shape
         self._rows, self._engine, self._what = rows, engine, what
@@ -78,9 +80,6 @@ class FaissIndex:
             self.parameters |= {"links": _HNSW_LINKS, "efConstruction": _HNSW_BUILD_EFFORT}
             self._index.train(self._project(self._sample(generator, _PCA_ROWS)))
         self._add(self._index)
-
-    def guess(self, wanted: NDArray[np.int64], nearest: NDArray[np.int64], recall: float) -> None:
-        """Nothing: efforts have to be tried."""
 
     def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
         """Candidates for the neighbours of some rows.

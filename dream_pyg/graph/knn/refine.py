@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from dream_pyg.data.features import Neighbors
 from dream_pyg.graph.knn.candidates import CandidateBlocks, Candidates
 from dream_pyg.graph.knn.rows import Rows, unit_rows
+from dream_pyg.graph.processor import threads_of_one
+
+Block = slice | NDArray[np.int64]
+"""Some rows: from one to another, or those of some ids."""
 
 _UNCERTAINTY = 2e-6
 """Cosines that differ by less in float32 may be in the wrong order: many times the rounding error measured."""
@@ -82,20 +86,27 @@ def rank_candidates(
     index = np.empty((num_rows, count), dtype=np.int64)
     certain = np.empty(num_rows, dtype=bool)
     measure = _Cosines(rows)
-    for start, stop in measure.blocks(candidates.width):
-        here = slice(start, stop)
-        similarity[here], index[here], certain[here] = _rank_block(measure, candidates.block(start, stop), start, count)
+
+    def rank(here: Block) -> None:
+        similarity[here], index[here], certain[here] = _rank_block(measure, candidates.block(here), here, count)
+
+    if candidates.order is None:
+        for here in measure.blocks(candidates.width):
+            rank(here)
+    else:
+        with threads_of_one() as pool:
+            list(pool.map(rank, measure.blocks(candidates.width, candidates.order)))
     return similarity, index, certain
 
 
 def _rank_block(
-    measure: _Cosines, candidates: Candidates, first: int, count: int
+    measure: _Cosines, candidates: Candidates, mine: Block, count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-    """What :func:`rank_candidates` gives for the rows from ``first`` that have these candidates."""
+    """What :func:`rank_candidates` gives for some rows that have these candidates."""
     # One more than wanted shows whether the last is in doubt.
     index = np.pad(candidates.index, ((0, 0), (0, max(0, count + 1 - candidates.width))), constant_values=-1)
     cosine = np.full(index.shape, -np.inf)
-    measure(first, index, index >= 0, cosine)
+    measure(mine, index, index >= 0, cosine)
     cosine, index = ranked(cosine, index)
     last = cosine[:, count - 1].copy()
     # Only what can be among the first K stays.
@@ -106,7 +117,7 @@ def _rank_block(
     with np.errstate(invalid="ignore"):  # two missing candidates
         close = -np.diff(cosine, axis=1) < _UNCERTAINTY
     doubtful = np.pad(close, ((0, 0), (0, 1))) | np.pad(close, ((0, 0), (1, 0)))
-    similarity, index = _rank_in_double(measure.rows, first, cosine, index, doubtful & (index >= 0))
+    similarity, index = _rank_in_double(measure.rows, mine, cosine, index, doubtful & (index >= 0))
     full = np.isfinite(last)
     certain = np.where(full, last - _UNCERTAINTY > candidates.left_out, candidates.left_out == -np.inf)
     return similarity[:, :count], index[:, :count], certain
@@ -122,9 +133,8 @@ def similarities(rows: Rows, index: NDArray[np.int64], wanted: NDArray[np.bool_]
     """
     cosine = np.full(index.shape, -np.inf, dtype=np.float32)
     measure = _Cosines(rows)
-    for start, stop in measure.blocks(index.shape[1]):
-        here = slice(start, stop)
-        measure(start, index[here], wanted[here, None] & (index[here] >= 0), cosine[here])
+    for here in measure.blocks(index.shape[1]):
+        measure(here, index[here], wanted[here, None] & (index[here] >= 0), cosine[here])
     return cosine
 
 
@@ -173,37 +183,49 @@ class _Cosines:
         self._step = max(1, _PART_BYTES // (4 * rows.shape[1]))
         self._norm = torch.full((rows.shape[0],), torch.nan)
 
-    def blocks(self, width: int) -> Iterator[tuple[int, int]]:
-        """Where blocks of rows begin and end that memory has room for with ``width`` candidates each."""
+    def blocks(self, width: int, order: NDArray[np.int64] | None = None) -> Iterator[Block]:
+        """All rows, as they come or in an order, in blocks that memory has room for with ``width`` candidates each."""
         num_rows, num_features = self.rows.shape
-        step = max(1, min(_PANEL_BYTES // (4 * num_features), _RANKED_BYTES // (_BYTES_PER_CANDIDATE * max(1, width))))
+        at_once = 1 if order is None else torch.get_num_threads()
+        step = min(_PANEL_BYTES // (4 * num_features), _RANKED_BYTES // (_BYTES_PER_CANDIDATE * max(1, width)))
+        step = max(1, step // at_once)
         for start in range(0, num_rows, step):
-            yield start, min(start + step, num_rows)
+            span = slice(start, min(start + step, num_rows))
+            yield span if order is None else order[span]
 
-    def __call__(self, start: int, index: NDArray[Any], wanted: NDArray[np.bool_], cosine: NDArray[Any]) -> None:
-        """Fill in the cosines (R, M) of the rows from ``start`` with those of the rows ``index`` that are wanted."""
+    def __call__(self, mine: Block, index: NDArray[Any], wanted: NDArray[np.bool_], cosine: NDArray[Any]) -> None:
+        """Fill in the cosines (R, M) of some rows with those of the rows ``index`` that are wanted."""
         row, slot = np.nonzero(wanted)
         if not len(row):
             return
-        mine = slice(start, start + len(index))
-        panel = self._load(mine)
-        column = index[row, slot]
-        order = np.argsort(column // self._step, kind="stable")  # Rows go on rising within a part.
-        row, slot, column = row[order], slot[order], column[order]
-        starts = range(0, self.rows.shape[0], self._step)
-        bounds = np.searchsorted(column // self._step, np.arange(len(starts) + 1))
-        for other, first, last in zip(starts, bounds, bounds[1:], strict=False):
+        panel, position = self._load(mine), index[row, slot]
+        asked = None
+        if not isinstance(mine, slice):  # Rows in order ask for few others, which alone are read.
+            flags = np.zeros(self.rows.shape[0], dtype=bool)
+            flags[position] = True
+            asked, position = np.flatnonzero(flags), flags.cumsum()[position] - 1
+        num_asked = self.rows.shape[0] if asked is None else len(asked)
+        starts = range(0, num_asked, self._step)
+        number = (position // self._step).astype(np.min_scalar_type(len(starts)))  # Small numbers are sorted fast.
+        order = np.argsort(number, kind="stable")  # Rows go on rising within a part.
+        row, slot, position, number = (of_pair[order] for of_pair in (row, slot, position, number))
+        bounds = np.searchsorted(number, np.arange(len(starts) + 1))
+        for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
             if first == last:
                 continue
-            theirs = slice(other, min(other + self._step, self.rows.shape[0]))
-            within = mine.start <= theirs.start and theirs.stop <= mine.stop
-            part = panel[other - start : theirs.stop - start] if within else self._load(theirs)
-            left, right = row[first:last], column[first:last] - other
+            span = slice(start, min(start + self._step, num_asked))
+            theirs = span if asked is None else asked[span]
+            if isinstance(mine, slice) and mine.start <= span.start and span.stop <= mine.stop:
+                part = panel[span.start - mine.start : span.stop - mine.start]
+            else:
+                part = self._load(theirs)
+            left, right = row[first:last], position[first:last] - start
             value = _sampled_product(panel, part, left, right) / self._norm[mine].numpy()[left]
             cosine[left, slot[first:last]] = value / self._norm[theirs].numpy()[right]
 
-    def _load(self, rows: slice) -> torch.Tensor:
-        panel = torch.from_numpy(self.rows.take(rows.start, rows.stop))
+    def _load(self, rows: Block) -> torch.Tensor:
+        taken = self.rows.take(rows.start, rows.stop) if isinstance(rows, slice) else self.rows.take_rows(rows)
+        panel = torch.from_numpy(taken)
         if self._norm[rows].isnan().any():
             self._norm[rows] = panel.norm(dim=1)
         return panel
@@ -225,15 +247,16 @@ def _sampled_product(
 
 
 def _rank_in_double(
-    rows: Rows, start: int, cosine: NDArray[np.float64], index: NDArray[np.int64], doubtful: NDArray[np.bool_]
+    rows: Rows, mine: Block, cosine: NDArray[np.float64], index: NDArray[np.int64], doubtful: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Order the rows from ``start`` by their cosines (R, M), some of which are computed again in float64 for that."""
+    """Order some rows by their cosines (R, M), a few of which are computed again in float64 for that."""
+    own = np.arange(mine.start, mine.stop) if isinstance(mine, slice) else mine
     similarity = cosine.astype(np.float32)
     row, slot = np.nonzero(doubtful)
     step = max(1, _GATHERED_BYTES // (8 * rows.shape[1]))
     for first in range(0, len(row), step):
         at = row[first : first + step], slot[first : first + step]
-        left, right = (unit_rows(rows.take_rows(ids)) for ids in (start + at[0], index[at]))
+        left, right = (unit_rows(rows.take_rows(ids)) for ids in (own[at[0]], index[at]))
         cosine[at] = np.round(np.einsum("pf,pf->p", left, right), _TIE_DECIMALS)
     changed = np.unique(row)
     order = np.lexsort((index[changed], -cosine[changed]), axis=1)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from dream_pyg.data.files import passing_through
+from dream_pyg.data.files import float32_rows
 
 
 class Rows(Protocol):
@@ -38,26 +39,23 @@ class ArrayRows:
 
     def take(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop``: a view where the array is float32 in memory."""
-        with passing_through(self.array):
-            # What is mapped is copied while its file is known to be whole.
-            copied = True if isinstance(self.array, np.memmap) else None
-            return np.array(self.array[start:stop], dtype=np.float32, order="C", copy=copied)
+        return float32_rows(self.array, slice(start, stop))
 
     def take_rows(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Some rows (P, F)."""
-        with passing_through(self.array):
-            return self.array[index].astype(np.float32, copy=False)
+        return float32_rows(self.array, index)
 
 
 def unit_rows(rows: NDArray[np.float32], dtype: Any = np.float64) -> NDArray[Any]:
-    """Rows (P, F) scaled to norm 1 in ``dtype``; rows of zeros stay."""
-    rows = rows.astype(dtype)
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norm, out=rows, where=norm > 0)
+    """Rows (P, F) scaled to norm 1 in ``dtype``, a copy; rows of zeros stay."""
+    # Several times as fast as by NumPy, which passes over the rows more often.
+    unit = torch.from_numpy(rows.astype(dtype, copy=False))
+    norm = unit.norm(dim=1, keepdim=True)
+    return np.asarray(unit / norm.masked_fill_(norm == 0, 1))
 
 
 def present_unit_rows(rows: Rows, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The rows of a block that differ from zero, with norm 1 in float32 (P, F), and their ids (P,)."""
     block = unit_rows(rows.take(start, stop), np.float32)
     present = np.flatnonzero(block.any(axis=1))
-    return block[present], start + present
+    return block if len(present) == len(block) else block[present], start + present

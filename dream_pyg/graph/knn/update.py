@@ -168,10 +168,14 @@ class _Joined:
     def width(self) -> int:
         return self.found.width + self.known.shape[1]
 
-    def block(self, start: int, stop: int) -> Candidates:
-        found, searched = self.found.block(start, stop), self.searched[start:stop]
+    @property
+    def order(self) -> None:
+        """None, for any will do."""
+
+    def block(self, rows: slice | NDArray[np.int64]) -> Candidates:
+        found, searched = self.found.block(rows), self.searched[rows]
         some = (found.index >= 0).any(axis=1)
-        known = np.where((some & ~searched)[:, None], self.known[start:stop], -1)
+        known = np.where((some & ~searched)[:, None], self.known[rows], -1)
         return Candidates(
             np.concatenate([found.index, known], axis=1),
             np.where(some | searched, found.left_out, np.float32(-np.inf)),
