@@ -88,7 +88,7 @@ def index_of(matrix: NDArray[np.floating], count: int = K) -> ClusterIndex:
 def test_rows_of_all_clusters_find_everything():
     matrix = np.random.default_rng(1).normal(size=(700, 24)).astype(np.float32)
     index = index_of(matrix)
-    candidates = index.search(np.arange(700), K, approximate.max_candidates(K), index.efforts[-1])
+    candidates = index.search(np.arange(700), 20, index.efforts[-1])
     expected = np.argsort(-cosines(matrix), axis=1)[:, :K]
     missed = [len(set(mine) - set(theirs)) for mine, theirs in zip(expected, candidates, strict=True)]
     assert sum(missed) == 0
@@ -98,7 +98,7 @@ def test_rows_of_all_clusters_find_everything():
 
 def found_share(index: ClusterIndex, matrix: NDArray[np.floating], wanted: NDArray[np.int64], effort: int) -> float:
     expected = np.argsort(-cosines(matrix)[wanted], axis=1)[:, :K]
-    found = index.search(wanted, K, approximate.max_candidates(K), effort)
+    found = index.search(wanted, 20, effort)
     return float(np.mean([np.isin(mine, theirs) for mine, theirs in zip(expected, found, strict=True)]))
 
 
@@ -138,13 +138,25 @@ def test_components_are_taken_where_few_hold_nearly_all():
     assert index_of(generator.normal(size=(900, 96)).astype(np.float32)).parameters["components"] == 96
 
 
+def test_what_cannot_tell_neighbours_apart_is_given_up(caplog: pytest.LogCaptureFixture):
+    generator = np.random.default_rng(0)
+    common = 30 * generator.normal(size=(20, 3)) @ generator.normal(size=(3, 64))
+    matrix = common[generator.integers(0, 20, 1500)] + generator.normal(size=(1500, 64))
+    assert index_of(matrix.astype(np.float32)).parameters["components"] < 10
+    with caplog.at_level(logging.INFO, logger="dream_pyg"):
+        found = cosine_knn(ArrayRows(matrix.astype(np.float32)), K, engine="clusters", min_recall=0.95)
+    assert found.report.parameters["components"] == 64
+    assert "all 64 features in float32" in caplog.text
+    assert recall(found, matrix) >= 0.94
+
+
 def test_rows_in_parts_find_the_same(clustered: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch):
-    whole = index_of(clustered).search(np.arange(1500), K, 20, 3)
-    monkeypatch.setattr(clusters, "_LISTED_BYTES", 8 * 3 * 15 * 111)
+    whole = index_of(clustered).search(np.arange(1500), 20, 3)
+    monkeypatch.setattr(clusters, "_LISTED_BYTES", 8 * 3 * 20 * 111)
     monkeypatch.setattr(clusters, "_MERGED_AT_ONCE", 17)
-    np.testing.assert_array_equal(index_of(clustered).search(np.arange(1500), K, 20, 3), whole)
+    np.testing.assert_array_equal(index_of(clustered).search(np.arange(1500), 20, 3), whole)
     some = np.random.default_rng(0).permutation(1500)[:40]
-    np.testing.assert_array_equal(index_of(clustered).search(some, K, 20, 3), whole[some])
+    np.testing.assert_array_equal(index_of(clustered).search(some, 20, 3), whole[some])
 
 
 @pytest.fixture
@@ -171,7 +183,7 @@ def test_the_number_of_threads_does_not_matter_to_clusters(clustered: NDArray[np
     found = []
     for num_threads in (1, 3):
         torch.set_num_threads(num_threads)
-        found.append(index_of(clustered).search(np.arange(1500), K, 20, 3))
+        found.append(index_of(clustered).search(np.arange(1500), 20, 3))
         assert torch.get_num_threads() == num_threads
     torch.set_num_threads(before)
     np.testing.assert_array_equal(*found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -43,8 +43,8 @@ class Index(Protocol):
     def efforts(self) -> Sequence[int]:
         """The efforts there are, rising."""
 
-    def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
-        """Ids of candidates (Q, M) for the K neighbours of some rows (Q,), -1 for none, never the row itself."""
+    def search(self, wanted: NDArray[np.int64], width: int, effort: int) -> NDArray[np.int64]:
+        """Ids of candidates (Q, M) for the neighbours of some rows (Q,), -1 for none, never the row itself."""
 
 
 class Approximation(NamedTuple):
@@ -82,48 +82,71 @@ def approximate_candidates(
         SearchError: If no effort reaches ``min_recall``.
     """
     choosing, measuring = _samples(rows, count, seed)
-    index: Index
-    if engine == "clusters":
-        index = ClusterIndex(rows, count=count, seed=seed, what=what)
-    else:
-        index = FaissIndex(rows, engine, count=count, seed=seed, what=what)
-    width = max_candidates(count)
-    tried: dict[int, float] = {}
-
-    def enough(effort: int, aim: float) -> bool:
-        if effort not in tried:
-            tried[effort] = choosing.recall(rows, index.search(choosing.id, count, width, effort))
-        return tried[effort] >= aim
-
-    efforts = index.efforts
-    aim = min_recall + _AIM * (1 - min_recall)
-    position = _first(lambda at: enough(efforts[at], aim), len(efforts))
-    while True:
-        position = min(position, len(efforts) - 1)
-        effort = efforts[position]
-        if not enough(effort, min_recall):
-            reached = tried[effort]
-            break
-        found = index.search(np.arange(rows.shape[0]), count, width, effort)
-        reached = tried[effort] = measuring.recall(rows, found[measuring.id])
-        if reached >= min_recall:
+    width = max_candidates(engine, count)
+    for index in _indices(rows, engine, count, seed, what):
+        tried: dict[int, float] = {}
+        found = _search(index, rows, width, min_recall, choosing, measuring, tried, what)
+        if found is not None:
+            candidate, effort = found
             parameters = {**index.parameters, index.effort_name: effort, "min_recall": min_recall, "seed": seed}
-            return Approximation(_unproven(rows, found, count, index.order), parameters, reached, len(measuring.id))
-        if position == len(efforts) - 1:
-            break
-        logger.info("%s: recall %.4f with %s %d, more effort", what, reached, index.effort_name, effort)
-        position += 1
+            candidates = _unproven(rows, candidate, count, index.order)
+            return Approximation(candidates, parameters, tried[effort], len(measuring.id))
     attempts = ", ".join(f"{index.effort_name} {effort}: {recall:.4f}" for effort, recall in sorted(tried.items()))
     others = " or ".join(f"--engine {other}" for other in ("clusters", "exact") if other != engine)
     raise SearchError(
-        f"{engine} finds {reached:.4f} of the {count} nearest {what}, measured on a sample of {len(measuring.id):,}; "
-        f"expected a recall of at least {min_recall} (tried {attempts}). Choose {others}, or a lower --min-recall."
+        f"{engine} finds {tried[max(tried)]:.4f} of the {count} nearest {what}, measured on samples of "
+        f"{len(choosing.id):,} and {len(measuring.id):,}; expected a recall of at least {min_recall} "
+        f"(tried {attempts}). Choose {others}, or a lower --min-recall."
     )
 
 
-def max_candidates(count: int) -> int:
+def _indices(rows: Rows, engine: ApproximateEngine, count: int, seed: int, what: str) -> Iterator[Index]:
+    """The ways to prepare the rows, each to be tried when the last does not do."""
+    if engine != "clusters":
+        yield FaissIndex(rows, engine, count=count, seed=seed, what=what)
+        return
+    yield ClusterIndex(rows, count=count, seed=seed, what=what)
+    logger.info("%s: half precision cannot tell neighbours apart; all %d features in float32", what, rows.shape[1])
+    yield ClusterIndex(rows, count=count, seed=seed, what=what, fine=True)
+
+
+def _search(
+    index: Index,
+    rows: Rows,
+    width: int,
+    min_recall: float,
+    choosing: _Sample,
+    measuring: _Sample,
+    tried: dict[int, float],
+    what: str,
+) -> tuple[NDArray[np.int64], int] | None:
+    """Candidates of all rows (N, M) that reach the recall, and the effort; None if none do.
+
+    ``tried`` is told the recall at each effort.
+    """
+    efforts = index.efforts
+
+    def enough(effort: int, aim: float) -> bool:
+        if effort not in tried:
+            tried[effort] = choosing.recall(rows, index.search(choosing.id, width, effort))
+        return tried[effort] >= aim
+
+    aim = min_recall + _AIM * (1 - min_recall)
+    position = _first(lambda at: enough(efforts[at], aim), len(efforts))
+    for effort in efforts[min(position, len(efforts) - 1) :]:
+        if not enough(effort, min_recall):
+            return None
+        found = index.search(np.arange(rows.shape[0]), width, effort)
+        tried[effort] = measuring.recall(rows, found[measuring.id])
+        if tried[effort] >= min_recall:
+            return found, effort
+        logger.info("%s: recall %.4f with %s %d, more effort", what, tried[effort], index.effort_name, effort)
+    return None
+
+
+def max_candidates(engine: ApproximateEngine, count: int) -> int:
     """M, how many candidates are kept for ``count`` neighbours, so that coarse scores cannot push these out."""
-    return count + count // 2 + 2
+    return count + count // 4 + 2 if engine == "clusters" else count + count // 2 + 8
 
 
 @dataclass(frozen=True, eq=False)

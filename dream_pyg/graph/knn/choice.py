@@ -71,15 +71,17 @@ def check_memory(engine: ChosenEngine, num_rows: int, num_features: int, count: 
 
 def needed_bytes(engine: ChosenEngine, num_rows: int, num_features: int, count: int) -> int:
     """About how much memory a search takes at most, beside the rows themselves."""
-    width, index = max_candidates(count), 0
-    lists = 12 * width
+    index = 0
     if engine == "exact":
         lists = 12 * list_room(count)
     elif engine == "flat":
         lists = 48 * (count + 2)
-    elif engine == "clusters":
-        index = cluster_bytes(num_rows, num_features, width)
     else:
-        index = faiss_bytes(engine, num_rows, num_features)
+        width = max_candidates(engine, count)
+        lists = 12 * width
+        if engine == "clusters":
+            index = cluster_bytes(num_rows, num_features, width)
+        else:
+            index = faiss_bytes(engine, num_rows, num_features)
     # The index is gone by the time of the ranking.
     return _WORKSPACE_BYTES + num_rows * lists + max(index, num_rows * _RESULT_BYTES * count)

@@ -4,8 +4,8 @@ Every row is a member of the T clusters whose centroids are nearest to it, and e
 one small matrix product. Two rows on both sides of a border are then together on one of them at least: with two or
 three clusters of 64 rows, nearly all neighbours are found among a few hundred rows, however many there are.
 
-Rows are compared by their principal components, as many as hold nearly all of them, in float16; the exact ranking
-makes good for both.
+Rows are compared by their principal components, where half as many as there are features hold nearly all of them, and
+in float16; the exact ranking makes good for both. Rows that these cannot tell apart are compared as they are.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from dream_pyg.graph.processor import threads_of_one
 
 _CLUSTER_ROWS = 64
 _EFFORTS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
-_ITERATIONS = 6
+_ITERATIONS = 12
 _TRAINED_ROWS = 64
 """Of each centroid that k-means makes."""
 _UNDIVIDED = 256
 """So many clusters are made at once, more within regions."""
 _LINKS, _LINKING_EFFORT = 16, 40
 """Of the graph by which the centroids nearest to a row are found."""
-_FINDING_EFFORT = 32
+_FINDING_EFFORT = 24
 _USUAL_EFFORT = 4
 """So many clusters are found for each row at first, and all that may be needed only if these do not suffice."""
 _LARGEST, _FEWEST_DIVIDED = 8, 512
@@ -52,22 +52,23 @@ _BELOW_ALL = -2.0
 
 
 class ClusterIndex:
-    """Unit rows, reduced and in float16, in the order of their clusters.
+    """Unit rows, mostly reduced and in float16, in the order of their clusters.
 
     Args:
         rows: The rows (N, F).
         count: K.
         seed: Of k-means and the rows it is trained on.
         what: What the rows are, for the progress bar.
+        fine: Whether rows are compared by all features in float32.
     """
 
     effort_name = "clusters_of_a_row"
 
-    def __init__(self, rows: Rows, *, count: int, seed: int, what: str) -> None:
+    def __init__(self, rows: Rows, *, count: int, seed: int, what: str, fine: bool = False) -> None:
         self._rows, self._what = rows, what
         self._step = max(1, _BLOCK_BYTES // (4 * rows.shape[1]))
-        self._basis = self._components(np.random.default_rng(seed))
-        reduced, self._id = self._reduce()
+        self._basis = None if fine else self._components(np.random.default_rng(seed))
+        reduced, self._id = self._reduce(torch.float32 if fine else torch.float16)
         self._centroid, order = _clusters(reduced, max(_CLUSTER_ROWS, 2 * count), seed + 1)
         self._id = self._id[order]
         self._stored = reduced[torch.from_numpy(order)]
@@ -78,12 +79,11 @@ class ClusterIndex:
         self.efforts: Sequence[int] = sorted({min(effort, len(self._centroid)) for effort in _EFFORTS})
         self.parameters: dict[str, Any] = {"clusters": len(self._centroid), "components": self._stored.size(1)}
 
-    def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
+    def search(self, wanted: NDArray[np.int64], width: int, effort: int) -> NDArray[np.int64]:
         """Candidates for the neighbours of some rows.
 
         Args:
             wanted: Their ids (Q,).
-            count: K.
             width: M, how many candidates to keep.
             effort: T, of how many clusters each row is a member.
 
@@ -95,22 +95,20 @@ class ClusterIndex:
         present = np.flatnonzero(place >= 0)
         present = present[np.argsort(place[present], kind="stable")]
         result = np.full((len(wanted), width), -1, dtype=np.int64)
-        # A list may be shorter than what is kept of all: few of a row's neighbours are strangers to its first cluster.
-        listed = max(count + count // 2, width // 2 + 1)
-        step = max(1, _LISTED_BYTES // (8 * effort * listed))
+        step = max(1, _LISTED_BYTES // (8 * effort * width))
         for first in range(0, len(present), step):
             part = present[first : first + step]
-            found = self._search_places(members, place[part], listed, width, whole=len(wanted) == len(self._place))
-            result[part, : found.shape[1]] = np.where(found >= 0, self._id[found], -1)
+            found = self._search_places(members, place[part], width, whole=len(wanted) == len(self._place))
+            result[part] = np.where(found >= 0, self._id[found], -1)
         return result
 
     def _search_places(
-        self, members: _Members, place: NDArray[np.int64], listed: int, width: int, *, whole: bool
+        self, members: _Members, place: NDArray[np.int64], width: int, *, whole: bool
     ) -> NDArray[np.int64]:
         """The places (Q, M) that score highest for the rows at others (Q,), ascending, in any of their clusters."""
         num_asked, num_lists = len(place), members.num_lists
-        score = torch.full((num_asked, num_lists, listed), _BELOW_ALL)
-        other = torch.full((num_asked, num_lists, listed), -1, dtype=torch.int32)
+        score = torch.full((num_asked, num_lists, width), _BELOW_ALL)
+        other = torch.full((num_asked, num_lists, width), -1, dtype=torch.int32)
         asked = np.full(len(self._id), -1, dtype=np.int64)
         asked[place] = np.arange(num_asked)
 
@@ -121,19 +119,19 @@ class ClusterIndex:
             columns = self._stored[rows].float()
             product = columns[own] @ columns.T
             product[torch.arange(len(own)), own] = _BELOW_ALL
-            best, at = product.topk(min(listed, len(row)), dim=1)
+            best, at = product.topk(min(width, len(row)), dim=1)
             target, slot = torch.from_numpy(asked[row[own]]), torch.from_numpy(number[own])
             score[target, slot, : best.size(1)] = best
             other[target, slot, : best.size(1)] = rows[at].to(torch.int32)
 
-        found = torch.empty(num_asked, min(width, num_lists * listed), dtype=torch.int64)
+        found = torch.empty(num_asked, width, dtype=torch.int64)
 
         def merge(first: int) -> None:
             part = slice(first, first + _MERGED_AT_ONCE)
             index, order = other[part].flatten(1).sort(dim=1)
             value = score[part].flatten(1).gather(1, order)
             value[:, 1:][index[:, 1:] == index[:, :-1]] = _BELOW_ALL
-            best, at = value.topk(found.size(1), dim=1)
+            best, at = value.topk(width, dim=1)
             found[part] = index.gather(1, at).masked_fill(best <= _BELOW_ALL, -1)
 
         clusters = np.unique(members.label[place])
@@ -184,10 +182,10 @@ class ClusterIndex:
         enough = int((held < _KEPT_SHARE * judge.square().sum()).sum()) + 1
         return basis[:, :enough].float() if enough <= min(num_features // 2, basis.size(1)) else None
 
-    def _reduce(self) -> tuple[Tensor, NDArray[np.int64]]:
-        """The rows that are not zero, unit and reduced, in float16 (P, D), and their ids (P,)."""
+    def _reduce(self, dtype: torch.dtype) -> tuple[Tensor, NDArray[np.int64]]:
+        """The rows that are not zero, unit and reduced (P, D), and their ids (P,)."""
         num_rows, num_features = self._rows.shape
-        reduced = torch.empty(num_rows, num_features if self._basis is None else self._basis.size(1)).half()
+        reduced = torch.empty(num_rows, num_features if self._basis is None else self._basis.size(1), dtype=dtype)
         present: NDArray[np.bool_] = np.empty(num_rows, dtype=bool)
 
         def reduce(start: int) -> None:

@@ -81,12 +81,11 @@ class FaissIndex:
             self._index.train(self._project(self._sample(generator, _PCA_ROWS)))
         self._add(self._index)
 
-    def search(self, wanted: NDArray[np.int64], count: int, width: int, effort: int) -> NDArray[np.int64]:
+    def search(self, wanted: NDArray[np.int64], width: int, effort: int) -> NDArray[np.int64]:
         """Candidates for the neighbours of some rows.
 
         Args:
             wanted: Their ids (Q,).
-            count: K.
             width: M, how many candidates are wanted.
             effort: Of the search; what it counts is :attr:`effort_name`.
 
