@@ -78,7 +78,8 @@ class FeatureMatrix:
         """
         rows = self.row_of_item[start:stop]
         if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
-            return float32_rows(self.matrix, slice(rows[0], rows[-1] + 1))
+            taken = float32_rows(self.matrix, slice(rows[0], rows[-1] + 1))
+            return taken.copy() if np.may_share_memory(taken, self.matrix) else taken
         return self._gather(rows)
 
     def take_rows(self, items: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -167,7 +167,7 @@ def float32_rows(array: NDArray[Any], rows: slice | NDArray[np.int64]) -> NDArra
     with whole_file(array):
         taken = array[rows]
         if taken.dtype == np.float16:
-            found = torch.from_numpy(np.array(taken)).float().numpy()  # many times as fast as NumPy
+            found = torch.from_numpy(np.array(taken, order="C")).float().numpy()  # many times as fast as NumPy
         else:
             # What is mapped is copied while its file is known to be whole.
             copied = True if isinstance(taken, np.memmap) else None

@@ -20,7 +20,7 @@ _CONVERTED_ROWS = 1 << 14
 
 
 def multiply_features(features: Tensor, matrix: Tensor) -> Tensor:
-    """Features, which have no gradient, times a matrix, which has.
+    """Features, which mostly have no gradient, times a matrix, which has.
 
     Args:
         features: Features (N, F), or their transpose. Those in bfloat16 are multiplied as they are; those in float16
@@ -115,7 +115,7 @@ class FeatureProjection(nn.Module):
         embedding_dim: Width of the projection D.
         scaling: How rows of features are scaled first.
         bias: Whether there is a :math:`\mathbf b_m`.
-        trained: Whether the scaled features are only where a table of parameters (I, F) begins, which is trained on.
+        trained: Whether the features, scaled once, are where a table of parameters (I, F) begins, which is trained on.
     """
 
     def __init__(

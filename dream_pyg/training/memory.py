@@ -45,15 +45,16 @@ def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> N
     num_rows = int(graph[USER].num_nodes) + int(graph[ITEM].num_nodes)
     table = 4 * num_rows * config.model.get("embedding_dim", 0)
     kept = _KEPT * table // (ranks.num_ranks() if config.training.shard_tables else 1)
+    trained = 0
     if config.model.get("train_features", False):
-        kept += _KEPT * 4 * sum(graph[ITEM][feature_name(modality)].numel() for modality in feature_modalities(graph))
+        trained = 4 * sum(graph[ITEM][feature_name(modality)].numel() for modality in feature_modalities(graph))
     needs_features = find_model(config.model_name).requirements(config.hyperparameters).features
     features = 0
     for modality in feature_modalities(graph) if needs_features and config.held_precision != "stored" else ():
         stored, held = graph[ITEM][feature_name(modality)], getattr(torch, config.held_precision)
         if device.type != "cpu" or stored.dtype != held:
             features += held.itemsize * stored.numel()
-    return Needs(kept + _PASSING * table, features)
+    return Needs(kept + _KEPT * trained + _PASSING * (table + trained), features)
 
 
 def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> None:

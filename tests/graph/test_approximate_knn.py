@@ -16,6 +16,7 @@ from dream_pyg.data.synthetic import make_clustered_features
 from dream_pyg.errors import ConfigError, SearchError
 from dream_pyg.graph.knn import (
     ArrayRows,
+    Candidates,
     Engine,
     FoundNeighbors,
     approximate,
@@ -23,6 +24,7 @@ from dream_pyg.graph.knn import (
     clusters,
     cosine_knn,
     faiss_indices,
+    refine,
 )
 from dream_pyg.graph.knn.choice import APPROXIMATE
 from dream_pyg.graph.knn.clusters import ClusterIndex
@@ -88,7 +90,7 @@ def index_of(matrix: NDArray[np.floating], count: int = K) -> ClusterIndex:
 def test_rows_of_all_clusters_find_everything():
     matrix = np.random.default_rng(1).normal(size=(700, 24)).astype(np.float32)
     index = index_of(matrix)
-    candidates = index.search(np.arange(700), 20, index.efforts[-1])
+    candidates = index.search(np.arange(700), approximate.max_candidates("clusters", K), index.efforts[-1])
     expected = np.argsort(-cosines(matrix), axis=1)[:, :K]
     missed = [len(set(mine) - set(theirs)) for mine, theirs in zip(expected, candidates, strict=True)]
     assert sum(missed) == 0
@@ -98,7 +100,7 @@ def test_rows_of_all_clusters_find_everything():
 
 def found_share(index: ClusterIndex, matrix: NDArray[np.floating], wanted: NDArray[np.int64], effort: int) -> float:
     expected = np.argsort(-cosines(matrix)[wanted], axis=1)[:, :K]
-    found = index.search(wanted, 20, effort)
+    found = index.search(wanted, approximate.max_candidates("clusters", K), effort)
     return float(np.mean([np.isin(mine, theirs) for mine, theirs in zip(expected, found, strict=True)]))
 
 
@@ -153,7 +155,7 @@ def test_what_cannot_tell_neighbours_apart_is_given_up(caplog: pytest.LogCapture
 def test_rows_in_parts_find_the_same(clustered: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch):
     whole = index_of(clustered).search(np.arange(1500), 20, 3)
     monkeypatch.setattr(clusters, "_LISTED_BYTES", 8 * 3 * 20 * 111)
-    monkeypatch.setattr(clusters, "_MERGED_AT_ONCE", 17)
+    monkeypatch.setattr(clusters, "_BLOCK_BYTES", 24 * 3 * 20 * 17)
     np.testing.assert_array_equal(index_of(clustered).search(np.arange(1500), 20, 3), whole)
     some = np.random.default_rng(0).permutation(1500)[:40]
     np.testing.assert_array_equal(index_of(clustered).search(some, 20, 3), whole[some])
@@ -234,6 +236,40 @@ def test_a_few_rows_are_searched_exhaustively(engine: Engine, num_rows: int):
     assert str(found.report) == "flat"
     zeros = cosine_knn(ArrayRows(np.zeros((261, 3), np.float32)), 3, engine=engine)
     assert (zeros.index == -1).all()
+
+
+def test_few_rows_among_zeros():
+    matrix = np.zeros((30_000, 16), dtype=np.float32)
+    matrix[::100] = np.random.default_rng(0).normal(size=(300, 16))
+    found = cosine_knn(ArrayRows(matrix), K, engine="clusters")
+    assert found.report.num_measured > 100
+    present = found.index[::100]
+    np.testing.assert_array_equal(present, cosine_knn(ArrayRows(matrix), K).index[::100])
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_ranking_in_an_order_gives_the_same(
+    clustered: NDArray[np.float16], num_threads: int, monkeypatch: pytest.MonkeyPatch
+):
+    matrix = np.array(clustered, dtype=np.float32)
+    matrix[::7] = 0
+    generator = np.random.default_rng(1)
+    index = generator.integers(0, 1500, (1500, 25))
+    index[index == np.arange(1500)[:, None]] = -1
+    index[::7] = -1
+    for row in index:  # no row twice
+        row[np.isin(np.arange(25), np.unique(row, return_index=True)[1], invert=True)] = -1
+    left_out = np.full(1500, -np.inf, dtype=np.float32)
+    expected = refine.rank_candidates(ArrayRows(matrix), Candidates(index, left_out), K)
+    monkeypatch.setattr(refine, "_PANEL_BYTES", 4 * 48 * 100)
+    monkeypatch.setattr(refine, "_PART_BYTES", 4 * 48 * 30)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    ordered = Candidates(index, left_out, generator.permutation(1500))
+    found = refine.rank_candidates(ArrayRows(matrix), ordered, K)
+    torch.set_num_threads(before)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_rows_out_of_order(clustered: NDArray[np.float16]):

@@ -21,7 +21,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "stored"])
-@pytest.mark.parametrize("name", ["dream", "lightgcn", "bpr", "popularity"])
+@pytest.mark.parametrize("name", ["dream", "lightgcn", "bpr", "bm3", "popularity"])
 def test_what_it_takes_is_no_more_than_what_a_training_holds(stored, name, precision):
     config = RunConfig.create(graph=stored.path, model=name, overrides=[f"feature_precision={precision}"])
     graph = prepare_graph(stored.graph, CPU, None, precision)

@@ -15,8 +15,7 @@ from dream_pyg.errors import SearchError
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.clusters import ClusterIndex
 from dream_pyg.graph.knn.faiss_indices import FaissEngine, FaissIndex
-from dream_pyg.graph.knn.refine import ranked
-from dream_pyg.graph.knn.rows import Rows, present_unit_rows, unit_rows
+from dream_pyg.graph.knn.rows import Rows, present_unit_rows, some_unit_rows, unit_rows
 
 ApproximateEngine = Literal["clusters"] | FaissEngine
 
@@ -91,7 +90,8 @@ def approximate_candidates(
             parameters = {**index.parameters, index.effort_name: effort, "min_recall": min_recall, "seed": seed}
             candidates = _unproven(rows, candidate, count, index.order)
             return Approximation(candidates, parameters, tried[effort], len(measuring.id))
-    attempts = ", ".join(f"{index.effort_name} {effort}: {recall:.4f}" for effort, recall in sorted(tried.items()))
+        attempts = ", ".join(f"{index.effort_name} {effort}: {recall:.4f}" for effort, recall in sorted(tried.items()))
+        del index  # before the next is made
     others = " or ".join(f"--engine {other}" for other in ("clusters", "exact") if other != engine)
     raise SearchError(
         f"{engine} finds {tried[max(tried)]:.4f} of the {count} nearest {what}, measured on samples of "
@@ -106,7 +106,7 @@ def _indices(rows: Rows, engine: ApproximateEngine, count: int, seed: int, what:
         yield FaissIndex(rows, engine, count=count, seed=seed, what=what)
         return
     yield ClusterIndex(rows, count=count, seed=seed, what=what)
-    logger.info("%s: half precision cannot tell neighbours apart; all %d features in float32", what, rows.shape[1])
+    logger.info("%s: too few are found in half precision; all %d features in float32", what, rows.shape[1])
     yield ClusterIndex(rows, count=count, seed=seed, what=what, fine=True)
 
 
@@ -135,7 +135,7 @@ def _search(
     position = _first(lambda at: enough(efforts[at], aim), len(efforts))
     for effort in efforts[min(position, len(efforts) - 1) :]:
         if not enough(effort, min_recall):
-            return None
+            continue
         found = index.search(np.arange(rows.shape[0]), width, effort)
         tried[effort] = measuring.recall(rows, found[measuring.id])
         if tried[effort] >= min_recall:
@@ -154,7 +154,6 @@ class _Sample:
     """Some rows, their true neighbours and how similar these are."""
 
     id: NDArray[np.int64]  # (S,)
-    nearest: NDArray[np.int64]  # (S, K), -1 where there are fewer
     cosine: NDArray[np.float32]  # (S, K), falling, -inf where there are fewer
 
     def recall(self, rows: Rows, candidate: NDArray[np.int64]) -> float:
@@ -177,35 +176,25 @@ class _Sample:
 
 def _samples(rows: Rows, count: int, seed: int) -> tuple[_Sample, _Sample]:
     """Two samples without a common row, none of them of zeros: to choose by and to measure by."""
-    num_rows = rows.shape[0]
-    chosen = np.random.default_rng(seed + 2).permutation(num_rows)[: NUM_CHOOSING + NUM_MEASURED]
-    query = unit_rows(rows.take_rows(chosen), np.float32)
-    present = query.any(axis=1)
-    chosen, query = chosen[present], query[present]
-    nearest, cosine = _exhaustive(rows, chosen, query, count)
+    query, chosen = some_unit_rows(rows, NUM_CHOOSING + NUM_MEASURED, np.random.default_rng(seed + 2))
+    cosine = _exhaustive(rows, chosen, query, count)
     at = len(chosen) * NUM_CHOOSING // (NUM_CHOOSING + NUM_MEASURED)
-    return _Sample(chosen[:at], nearest[:at], cosine[:at]), _Sample(chosen[at:], nearest[at:], cosine[at:])
+    return _Sample(chosen[:at], cosine[:at]), _Sample(chosen[at:], cosine[at:])
 
 
-def _exhaustive(
-    rows: Rows, chosen: NDArray[np.int64], query: NDArray[np.float32], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The others that have the highest cosines with some rows, and these in float32, both (S, K)."""
+def _exhaustive(rows: Rows, chosen: NDArray[np.int64], query: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The highest cosines of some rows with others, in float32 (S, K)."""
     num_rows, num_features = rows.shape
     best = np.full((len(chosen), count), -np.inf, dtype=np.float32)
-    nearest = np.full((len(chosen), count), -1, dtype=np.int64)
     step = max(1, _BLOCK_BYTES // (4 * num_features))
     for start in range(0, num_rows, step):
         base, base_id = present_unit_rows(rows, start, start + step)
         if not len(base):
             continue
         score, found = faiss.knn(query, base, min(count + 1, len(base)), metric=faiss.METRIC_INNER_PRODUCT)
-        found = base_id[found]
-        own = found == chosen[:, None]
-        score[own], found[own] = -np.inf, -1
-        score, found = ranked(np.concatenate([best, score], axis=1), np.concatenate([nearest, found], axis=1))
-        best, nearest = score[:, :count], found[:, :count]
-    return nearest, best
+        score[base_id[found] == chosen[:, None]] = -np.inf
+        best = -np.sort(-np.concatenate([best, score], axis=1), axis=1)[:, :count]
+    return best
 
 
 def _unproven(rows: Rows, found: NDArray[np.int64], count: int, order: NDArray[np.int64] | None) -> Candidates:

@@ -159,16 +159,16 @@ class CandidateLists:
     def order(self) -> None:
         """None, for any will do."""
 
-    def block(self, rows: slice | NDArray[np.int64] | Tensor) -> Candidates:
+    def block(self, rows: slice | NDArray[np.int64]) -> Candidates:
         """What some rows have now, without what has fallen below the cut since it was added."""
         self.flush()
-        rows = rows if isinstance(rows, slice) else torch.from_numpy(rows)
-        score, order = self.score[rows].sort(dim=1, descending=True)
+        chosen: slice | Tensor = rows if isinstance(rows, slice) else torch.from_numpy(rows)
+        score, order = self.score[chosen].sort(dim=1, descending=True)
         last = score[:, self.count - 1]
-        self.raise_cut(rows, last)
-        cut, error = self.cut[rows], self._error(rows, last.clamp_min(-1))
+        self.raise_cut(chosen, last)
+        cut, error = self.cut[chosen], self._error(chosen, last.clamp_min(-1))
         kept = score >= cut[:, None]
         width = max(1, int(kept.sum(dim=1).max()))
-        index = torch.where(kept, self.index[rows].gather(1, order), -1)[:, :width]
-        left_out = torch.maximum(cut, self.dropped[rows]) + error
+        index = torch.where(kept, self.index[chosen].gather(1, order), -1)[:, :width]
+        left_out = torch.maximum(cut, self.dropped[chosen]) + error
         return Candidates(*(part.cpu().numpy() for part in (index.long(), left_out)))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dream_pyg.data.progress import progress
-from dream_pyg.graph.knn.rows import Rows, unit_rows
+from dream_pyg.graph.knn.rows import Rows, some_unit_rows, unit_rows
 from dream_pyg.graph.processor import threads_of_one
 
 _CLUSTER_ROWS = 64
@@ -30,10 +30,11 @@ _ITERATIONS = 12
 _TRAINED_ROWS = 64
 """Of each centroid that k-means makes."""
 _UNDIVIDED = 256
-"""So many clusters are made at once, more within regions."""
+"""So many clusters are made at once, and all looked at for each row; more are made in regions, and found by a graph."""
 _LINKS, _LINKING_EFFORT = 16, 40
 """Of the graph by which the centroids nearest to a row are found."""
 _FINDING_EFFORT = 24
+_BYTES_PER_MEMBER = 64
 _USUAL_EFFORT = 4
 """So many clusters are found for each row at first, and all that may be needed only if these do not suffice."""
 _LARGEST, _FEWEST_DIVIDED = 8, 512
@@ -44,7 +45,8 @@ _KEPT_SHARE = 0.985
 _LEAST_EIGENVALUE = 1e-9
 _BLOCK_BYTES = 16 << 20
 _FOUND_AT_ONCE = 1 << 16
-_MERGED_AT_ONCE = 1 << 12
+_BYTES_PER_LISTED = 24
+"""What a member of a list takes while lists are merged."""
 _LISTED_BYTES = 512 << 20
 """What the lists of all clusters that are merged at once may take."""
 _BELOW_ALL = -2.0
@@ -77,7 +79,11 @@ class ClusterIndex:
         self.order: NDArray[np.int64] | None = np.concatenate([self._id, np.flatnonzero(self._place < 0)])
         self._nearest: NDArray[np.int32] = np.empty((len(self._id), 0), dtype=np.int32)
         self.efforts: Sequence[int] = sorted({min(effort, len(self._centroid)) for effort in _EFFORTS})
-        self.parameters: dict[str, Any] = {"clusters": len(self._centroid), "components": self._stored.size(1)}
+        self.parameters: dict[str, Any] = {
+            "clusters": len(self._centroid),
+            "components": self._stored.size(1),
+            "dtype": str(self._stored.dtype).removeprefix("torch."),
+        }
 
     def search(self, wanted: NDArray[np.int64], width: int, effort: int) -> NDArray[np.int64]:
         """Candidates for the neighbours of some rows.
@@ -117,17 +123,21 @@ class ClusterIndex:
             own = np.flatnonzero(asked[row] >= 0)
             rows = torch.from_numpy(row)
             columns = self._stored[rows].float()
-            product = columns[own] @ columns.T
-            product[torch.arange(len(own)), own] = _BELOW_ALL
-            best, at = product.topk(min(width, len(row)), dim=1)
-            target, slot = torch.from_numpy(asked[row[own]]), torch.from_numpy(number[own])
-            score[target, slot, : best.size(1)] = best
-            other[target, slot, : best.size(1)] = rows[at].to(torch.int32)
+            step = max(1, _BLOCK_BYTES // (4 * len(row)))
+            for first in range(0, len(own), step):
+                part = own[first : first + step]
+                product = columns[part] @ columns.T
+                product[torch.arange(len(part)), part] = _BELOW_ALL
+                best, at = product.topk(min(width, len(row)), dim=1)
+                target, slot = torch.from_numpy(asked[row[part]]), torch.from_numpy(number[part])
+                score[target, slot, : best.size(1)] = best
+                other[target, slot, : best.size(1)] = rows[at].to(torch.int32)
 
         found = torch.empty(num_asked, width, dtype=torch.int64)
+        at_once = max(1, _BLOCK_BYTES // (_BYTES_PER_LISTED * num_lists * width))
 
         def merge(first: int) -> None:
-            part = slice(first, first + _MERGED_AT_ONCE)
+            part = slice(first, first + at_once)
             index, order = other[part].flatten(1).sort(dim=1)
             value = score[part].flatten(1).gather(1, order)
             value[:, 1:][index[:, 1:] == index[:, :-1]] = _BELOW_ALL
@@ -139,7 +149,7 @@ class ClusterIndex:
             done = pool.map(compare, clusters)
             for _ in progress(done, f"kNN of {self._what}", total=len(clusters), hidden=not whole):
                 pass
-            list(pool.map(merge, range(0, num_asked, _MERGED_AT_ONCE)))
+            list(pool.map(merge, range(0, num_asked, at_once)))
         return found.numpy()
 
     def _nearest_clusters(self, effort: int) -> NDArray[np.int32]:
@@ -162,7 +172,12 @@ class ClusterIndex:
         starts = range(0, len(nearest), _FOUND_AT_ONCE)
         for start in progress(starts, f"clusters of {self._what}"):
             part = slice(start, start + _FOUND_AT_ONCE)
-            nearest[part] = index.search(self._stored[part].float().numpy(), count)[1]
+            rows = self._stored[part].float().numpy()
+            found = index.search(rows, count)[1]
+            lost = np.flatnonzero((found < 0).any(axis=1))  # as happens where centroids are equal
+            if len(lost):
+                found[lost] = faiss.knn(rows[lost], centroid, count)[1]
+            nearest[part] = found
         return nearest
 
     def _components(self, generator: np.random.Generator) -> Tensor | None:
@@ -170,17 +185,14 @@ class ClusterIndex:
 
         They are found on one half of a sample and judged by the other, of which they know nothing.
         """
-        num_rows, num_features = self._rows.shape
-        chosen = np.sort(generator.choice(num_rows, min(num_rows, _PCA_ROWS), replace=False))
-        sample = torch.from_numpy(unit_rows(self._rows.take_rows(chosen), np.float32))
-        sample = sample[sample.any(dim=1)]
+        sample = torch.from_numpy(some_unit_rows(self._rows, _PCA_ROWS, generator)[0])
         known, judge = sample[::2].double(), sample[1::2].double()
         values, mixture = torch.linalg.eigh(known @ known.T)
         largest = values.flip(0) > _LEAST_EIGENVALUE * values[-1]
         basis = known.T @ (mixture.flip(1)[:, largest] / values.flip(0)[largest].sqrt())
         held = (judge @ basis).square().sum(dim=0).cumsum(0)
         enough = int((held < _KEPT_SHARE * judge.square().sum()).sum()) + 1
-        return basis[:, :enough].float() if enough <= min(num_features // 2, basis.size(1)) else None
+        return basis[:, :enough].float() if enough <= min(len(basis) // 2, basis.size(1)) else None
 
     def _reduce(self, dtype: torch.dtype) -> tuple[Tensor, NDArray[np.int64]]:
         """The rows that are not zero, unit and reduced (P, D), and their ids (P,)."""
@@ -221,7 +233,9 @@ def _clusters(rows: Tensor, rows_per_cluster: int, seed: int) -> tuple[Tensor, N
     for first, last in pairwise(bounds):
         if first < last:
             members = rows[torch.from_numpy(order[first:last])].float()
-            centroids.append(_k_means(members, max(1, round(len(members) / rows_per_cluster)), seed))
+            # A region may have nearly all rows, if these are equal.
+            wanted = min(round(len(members) / rows_per_cluster), _LARGEST * -(-num_clusters // num_regions))
+            centroids.append(_k_means(members, max(1, wanted), seed))
             within = np.argsort(_nearest_of(members, centroids[-1]), kind="stable")
             order[first:last] = order[first:last][within]
     return torch.cat(centroids), order
@@ -271,15 +285,19 @@ class _Members:
         divided = (parts.cumsum() - parts)[of] + rank * parts[of] // size[of]
         self.label = np.empty((num_rows, self.num_lists), dtype=np.int32)
         self.label.ravel()[order] = divided
-        self._row, self._number = np.divmod(order, self.num_lists)
+        self._row, self._number = (part.astype(np.int32) for part in np.divmod(order, self.num_lists))
         self._start = np.searchsorted(divided, np.arange(parts.sum() + 1))
 
-    def of(self, cluster: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def of(self, cluster: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The members of a cluster, ascending, and the how many nearest of each it is, both (R,)."""
         span = slice(self._start[cluster], self._start[cluster + 1])
         return self._row[span], self._number[span]
 
 
 def cluster_bytes(num_rows: int, num_features: int, width: int) -> int:
-    """About how much memory a :class:`ClusterIndex` of some rows takes at most, and its search of all of them."""
-    return num_rows * (2 * 2 * num_features + 16 + 20 * _USUAL_EFFORT + 8 * width) + _LISTED_BYTES
+    """About how much memory a :class:`ClusterIndex` of some rows takes, and its search of all of them.
+
+    Rows that need more clusters than is usual, or float32, take more.
+    """
+    lists = min(_LISTED_BYTES, 8 * num_rows * _USUAL_EFFORT * width)
+    return num_rows * (2 * 2 * num_features + 16 + _BYTES_PER_MEMBER * _USUAL_EFFORT + 8 * width) + lists

@@ -203,7 +203,7 @@ class _Cosines:
         if not isinstance(mine, slice):  # Rows in order ask for few others, which alone are read.
             flags = np.zeros(self.rows.shape[0], dtype=bool)
             flags[position] = True
-            asked, position = np.flatnonzero(flags), flags.cumsum()[position] - 1
+            asked, position = np.flatnonzero(flags), flags.cumsum(dtype=np.int32)[position] - 1
         num_asked = self.rows.shape[0] if asked is None else len(asked)
         starts = range(0, num_asked, self._step)
         number = (position // self._step).astype(np.min_scalar_type(len(starts)))  # Small numbers are sorted fast.

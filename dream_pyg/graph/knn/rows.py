@@ -54,6 +54,24 @@ def unit_rows(rows: NDArray[np.float32], dtype: Any = np.float64) -> NDArray[Any
     return np.asarray(unit / norm.masked_fill_(norm == 0, 1))
 
 
+def some_unit_rows(
+    rows: Rows, number: int, generator: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Random rows that differ from zero, at most ``number``, with norm 1 in float32 (P, F), and their ids (P,)."""
+    order = generator.permutation(rows.shape[0])
+    units, ids, found = [], [], 0
+    for start in range(0, len(order), number):
+        chosen = order[start : start + number]
+        unit = unit_rows(rows.take_rows(chosen), np.float32)
+        present = unit.any(axis=1)
+        units.append(unit[present])
+        ids.append(chosen[present])
+        found += len(ids[-1])
+        if found >= number:
+            break
+    return np.concatenate(units)[:number], np.concatenate(ids)[:number]
+
+
 def present_unit_rows(rows: Rows, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The rows of a block that differ from zero, with norm 1 in float32 (P, F), and their ids (P,)."""
     block = unit_rows(rows.take(start, stop), np.float32)
