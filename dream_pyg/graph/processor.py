@@ -65,8 +65,8 @@ def _has_any(*units: str) -> bool:
 def keep_few_kernels() -> None:
     """Have oneDNN, and PyTorch's binding of it, keep the kernels for 128 shapes of matrices instead of 1,024.
 
-    A search by clusters and sampled training multiply matrices of ever new shapes, and the kernels of each shape take
-    about a megabyte. This must come before the first product; what the environment says stays.
+    Sampled training multiplies matrices of ever new shapes, and the kernels of each shape take about a megabyte. This
+    must come before the first product; what the environment says stays.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "128")

@@ -1,8 +1,8 @@
 r"""All-kNN by small overlapping clusters: rows that share one of their nearest clusters are compared with each other.
 
 Every row is a member of the T clusters whose centroids are nearest to it, and each cluster's members are compared by
-one small matrix product. Two rows on both sides of a border are then together on one of them at least: with two or
-three clusters of 64 rows, nearly all neighbours are found among a few hundred rows, however many there are.
+one small matrix product. Two rows on both sides of a border are then together on one of them at least: with two to
+four clusters of 32 rows, nearly all neighbours are found among a few hundred rows, however many there are.
 
 Rows are compared by their principal components, where half as many as there are features hold nearly all of them, and
 in float16; the exact ranking makes good for both. Rows that these cannot tell apart are compared as they are.
@@ -24,8 +24,8 @@ from dream_pyg.data.progress import progress
 from dream_pyg.graph.knn.rows import Rows, some_unit_rows, unit_rows
 from dream_pyg.graph.processor import threads_of_one
 
-_CLUSTER_ROWS = 64
-_EFFORTS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+_CLUSTER_ROWS = 32
+_EFFORTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _ITERATIONS = 12
 _TRAINED_ROWS = 64
 """Of each centroid that k-means makes."""
