@@ -47,7 +47,7 @@ class MMGCN(Recommender):
         Fidelity: aggregation, both combinations and BPR are EXACT; biases, unit rows before the first layer, three
         layers, a width of 256 before them and the mean over modalities, which the paper sums, follow MMRec's
         implementation. That one means to add but tests a string that is always true, so tables made with it
-        concatenate, which is the default here; it also never trains ID embeddings and preferences, which the paper
+        concatenate (``combination="concat"``); it also never trains ID embeddings and preferences, which the paper
         does, as here. CHOSEN: every modality is projected to that width, there only images; L2 is on the batch's ID
         embeddings and preferences, per example; the row of an item that lacks a modality begins as zero.
     """
@@ -61,7 +61,7 @@ class MMGCN(Recommender):
         """Width of preferences and projected features, before the first layer."""
         num_layers: PositiveInt = 3
         """Hops over the user-item graph in each modality."""
-        combination: Literal["add", "concat"] = "concat"
+        combination: Literal["add", "concat"] = "add"
         """Whether neighbours and the node's own state are added (Eq. 7) or concatenated (Eq. 6)."""
         l2_weight: NonNegativeFloat = 1e-4
         """Weight of the L2 term on the batch's ID embeddings and preferences."""

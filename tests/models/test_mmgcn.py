@@ -24,9 +24,9 @@ from tests.oracles.features import projection, scaled
 
 CONFIGS = {
     "default": {},
-    "add": {"combination": "add"},
+    "concat": {"combination": "concat"},
     "one_layer": {"num_layers": 1},
-    "two_layers_add": {"num_layers": 2, "combination": "add"},
+    "two_layers_concat": {"num_layers": 2, "combination": "concat"},
     "raw": {"feature_scaling": "raw"},
     "rms": {"feature_scaling": "rms"},
 }
@@ -72,7 +72,7 @@ class Oracle:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_modalities"), [*dict.fromkeys(CONFIGS, 2).items(), ("default", 1), ("default", 3), ("add", 3)]
+    ("name", "num_modalities"), [*dict.fromkeys(CONFIGS, 2).items(), ("default", 1), ("default", 3), ("concat", 3)]
 )
 def test_embeddings_losses_and_gradients_are_the_equations(name, num_modalities):
     dataset = random_dataset(MODALITIES[:num_modalities], seed=num_modalities)
