@@ -83,12 +83,10 @@ def approximate_candidates(
     choosing, measuring = _samples(rows, count, seed)
     width = max_candidates(engine, count)
     for index in _indices(rows, engine, count, seed, what):
-        tried: dict[int, float] = {}
-        found = _search(index, rows, width, min_recall, choosing, measuring, tried, what)
+        found, effort, tried = _search(index, rows, width, min_recall, choosing, measuring, what)
         if found is not None:
-            candidate, effort = found
             parameters = {**index.parameters, index.effort_name: effort, "min_recall": min_recall, "seed": seed}
-            candidates = _unproven(rows, candidate, count, index.order)
+            candidates = _unproven(rows, found, count, index.order)
             return Approximation(candidates, parameters, tried[effort], len(measuring.id))
         attempts = ", ".join(f"{index.effort_name} {effort}: {recall:.4f}" for effort, recall in sorted(tried.items()))
         del index  # before the next is made
@@ -117,14 +115,11 @@ def _search(
     min_recall: float,
     choosing: _Sample,
     measuring: _Sample,
-    tried: dict[int, float],
     what: str,
-) -> tuple[NDArray[np.int64], int] | None:
-    """Candidates of all rows (N, M) that reach the recall, and the effort; None if none do.
-
-    ``tried`` is told the recall at each effort.
-    """
+) -> tuple[NDArray[np.int64] | None, int, dict[int, float]]:
+    """Candidates of all rows (N, M) that reach the recall, None if none do; the last effort, and the recall at each."""
     efforts = index.efforts
+    tried: dict[int, float] = {}
 
     def enough(effort: int, aim: float) -> bool:
         if effort not in tried:
@@ -139,9 +134,9 @@ def _search(
         found = index.search(np.arange(rows.shape[0]), width, effort)
         tried[effort] = measuring.recall(rows, found[measuring.id])
         if tried[effort] >= min_recall:
-            return found, effort
+            return found, effort, tried
         logger.info("%s: recall %.4f with %s %d, more effort", what, tried[effort], index.effort_name, effort)
-    return None
+    return None, efforts[-1], tried
 
 
 def max_candidates(engine: ApproximateEngine, count: int) -> int:

@@ -78,6 +78,7 @@ class ClusterIndex:
         self._place[self._id] = np.arange(len(self._id))
         self.order: NDArray[np.int64] | None = np.concatenate([self._id, np.flatnonzero(self._place < 0)])
         self._nearest: NDArray[np.int32] = np.empty((len(self._id), 0), dtype=np.int32)
+        self._members: _Members | None = None
         self.efforts: Sequence[int] = sorted({min(effort, len(self._centroid)) for effort in _EFFORTS})
         self.parameters: dict[str, Any] = {
             "clusters": len(self._centroid),
@@ -96,7 +97,7 @@ class ClusterIndex:
         Returns:
             Ids (Q, M), -1 for none.
         """
-        members = _Members(self._nearest_clusters(effort))
+        members = self._members_at(effort)
         place = self._place[wanted]
         present = np.flatnonzero(place >= 0)
         present = present[np.argsort(place[present], kind="stable")]
@@ -151,6 +152,13 @@ class ClusterIndex:
                 pass
             list(pool.map(merge, range(0, num_asked, at_once)))
         return found.numpy()
+
+    def _members_at(self, effort: int) -> _Members:
+        """The members of each cluster, made once for a trial and the search that follows it."""
+        if self._members is None or self._members.num_lists != effort:
+            self._members = None  # before the next are made
+            self._members = _Members(self._nearest_clusters(effort))
+        return self._members
 
     def _nearest_clusters(self, effort: int) -> NDArray[np.int32]:
         """The clusters whose centroids are nearest to each row (N, T), the nearest first."""

@@ -44,7 +44,7 @@ _DIRECTIONS = 32
 _WORTHWHILE_SHARE = 0.25
 """Other types save that pass where the first direction has less of the rows than this."""
 _INTEGER_WIDTH = 64
-"""Rows of integers are padded to multiples of it: oneDNN was seen to give zeros for products over a single feature."""
+"""Rows of integers are padded to multiples of it: products over one feature once came out as zeros (on AVX-512)."""
 _MOST_INTEGER_FEATURES = 1 << 17
 """Sums of so many products of 8-bit integers fit into 32 bits."""
 _PROBED_ROWS = 128

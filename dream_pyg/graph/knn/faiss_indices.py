@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dream_pyg.data.progress import progress
-from dream_pyg.graph.knn.rows import Rows, present_unit_rows, unit_rows
+from dream_pyg.graph.knn.rows import Rows, present_unit_rows, some_unit_rows, unit_rows
 
 FaissEngine = Literal["ivf", "hnsw", "nndescent"]
 
@@ -140,13 +140,7 @@ class FaissIndex:
             index.add(np.concatenate(held))
 
     def _sample(self, generator: np.random.Generator, size: int) -> NDArray[np.float32]:
-        num_rows, num_features = self._rows.shape
-        chosen = np.sort(generator.choice(num_rows, min(size, num_rows), replace=False))
-        sample = np.empty((len(chosen), num_features), dtype=np.float32)
-        for first in range(0, len(chosen), self._step):
-            part = slice(first, first + self._step)
-            sample[part] = unit_rows(self._rows.take_rows(chosen[part]), np.float32)
-        return sample[sample.any(axis=1)]
+        return some_unit_rows(self._rows, size, generator)[0]
 
     def _project(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         block = np.ascontiguousarray(block)

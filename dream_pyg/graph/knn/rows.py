@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from dream_pyg.data.files import float32_rows
 
+_SAMPLED_BYTES = 32 << 20
+"""What is read at a time of a sample."""
+
 
 class Rows(Protocol):
     """A matrix (N, F) that gives its rows as float32, wherever they lie."""
@@ -58,10 +61,12 @@ def some_unit_rows(
     rows: Rows, number: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Random rows that differ from zero, at most ``number``, with norm 1 in float32 (P, F), and their ids (P,)."""
-    order = generator.permutation(rows.shape[0])
+    num_rows, num_features = rows.shape
+    order = generator.permutation(num_rows)
+    step = min(number, max(1, _SAMPLED_BYTES // (4 * num_features)))
     units, ids, found = [], [], 0
-    for start in range(0, len(order), number):
-        chosen = order[start : start + number]
+    for start in range(0, num_rows, step):
+        chosen = order[start : start + step]
         unit = unit_rows(rows.take_rows(chosen), np.float32)
         present = unit.any(axis=1)
         units.append(unit[present])
