@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
@@ -39,15 +42,12 @@ def group_metrics(scorer: Scorer, graph: HeteroData, k: int = 20, split: str = "
     train, targets = graph[INTERACTS][label_name("train")], graph[INTERACTS][label_name(split)]
     num_users, num_items = int(graph[USER].num_nodes), int(graph[ITEM].num_nodes)
     degree = {USER: train[0].bincount(minlength=num_users), ITEM: train[1].bincount(minlength=num_items)}
-    seen, wanted = SeenItems.from_pairs(train, num_users), UserItems.from_pairs(targets, num_users)
     hits = torch.zeros(num_users, device=train.device)
     found, shown = (torch.zeros(num_items, device=train.device) for _ in range(2))
-    for block in rank_blocks(scorer, targets[0].unique(), k, seen):
-        row, item = wanted.coordinates(block.user)
-        hit = (block.item[row] == item.unsqueeze(1)).any(dim=1).float()
-        hits.index_add_(0, block.user[row], hit)
-        found.index_add_(0, item, hit)
-        shown += block.item[block.item >= 0].bincount(minlength=num_items)
+    for targeted in _hits(scorer, graph, k, split):
+        hits.index_add_(0, targeted.user, targeted.hit)
+        found.index_add_(0, targeted.item, targeted.hit)
+        shown += targeted.ranking[targeted.ranking >= 0].bincount(minlength=num_items)
     count = {USER: targets[0].bincount(minlength=num_users), ITEM: targets[1].bincount(minlength=num_items)}
     figures = {}
     for name, group in zip(ITEM_GROUPS, _thirds(degree[ITEM]), strict=True):
@@ -59,6 +59,36 @@ def group_metrics(scorer: Scorer, graph: HeteroData, k: int = 20, split: str = "
     of_shown = _ratio((shown * degree[ITEM]).sum(), shown.sum())
     figures[f"popularity@{k}"] = of_shown / _ratio(degree[ITEM].square().sum(), degree[ITEM].sum())
     return figures
+
+
+def user_recall(scorer: Scorer, graph: HeteroData, k: int = 20, split: str = "test") -> Tensor:
+    """recall@k of each user (U,), NaN for those without an item in the split."""
+    num_users = int(graph[USER].num_nodes)
+    count = graph[INTERACTS][label_name(split)][0].bincount(minlength=num_users)
+    hits = torch.zeros(num_users, device=count.device)
+    for targeted in _hits(scorer, graph, k, split):
+        hits.index_add_(0, targeted.user, targeted.hit)
+    return hits / count
+
+
+class _Hits(NamedTuple):
+    """A block of users' rankings (B, k), and of each pair of theirs in the split (S,) whether it was found."""
+
+    ranking: Tensor
+    user: Tensor
+    item: Tensor
+    hit: Tensor
+
+
+def _hits(scorer: Scorer, graph: HeteroData, k: int, split: str) -> Iterator[_Hits]:
+    """Rank the catalogue less train items for every user of a split."""
+    train, targets = graph[INTERACTS][label_name("train")], graph[INTERACTS][label_name(split)]
+    num_users = int(graph[USER].num_nodes)
+    seen, wanted = SeenItems.from_pairs(train, num_users), UserItems.from_pairs(targets, num_users)
+    for block in rank_blocks(scorer, targets[0].unique(), k, seen):
+        row, item = wanted.coordinates(block.user)
+        hit = (block.item[row] == item.unsqueeze(1)).any(dim=1).float()
+        yield _Hits(block.item, block.user[row], item, hit)
 
 
 def _thirds(degree: Tensor) -> tuple[Tensor, ...]:

@@ -21,14 +21,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from dream_pyg.analysis.continuable import continuable
-from dream_pyg.analysis.groups import group_metrics
+from dream_pyg.analysis.groups import group_metrics, user_recall
 from dream_pyg.analysis.plots import require_plots
 from dream_pyg.analysis.processes import train_in_processes
 from dream_pyg.analysis.published import published_note, published_rows, table_metrics
+from dream_pyg.analysis.significance import paired_p_value
 from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import RunConfig
-from dream_pyg.data.files import read_json, write_json
+from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.processor import processor_name
 from dream_pyg.graph.schema import SPLITS
@@ -72,6 +76,8 @@ MODELS_OF_TABLE = {
     "accuracy": ("popularity", "ease", "addease", "lightgcn", "dream"),
 }
 
+_TESTED = "recall@20"
+"""What is tested over users."""
 _INFO = "reproduction.json"
 _FORMAT_VERSION = 1
 _RUN_KEYS = ("seed", "device", "num_threads")
@@ -87,6 +93,8 @@ class System(NamedTuple):
     config: RunConfig
     values_from: str
     """``defaults``, or the preset."""
+    compared_with: str | None
+    """Key of the row that it is tested against, if the table has it."""
 
     def with_seed(self, seed: int) -> RunConfig:
         """The configuration of one run."""
@@ -149,6 +157,8 @@ def reproduce(
 
         def written() -> Table:
             rows = [_row(table, system, tasks[system.key], missing, info["dataset"]) for system in systems]
+            if not missing:
+                _test_over_users(systems, rows)
             return _written(_make_table(table, info, rows, about, complete=not missing), out)
 
         result = written()
@@ -176,7 +186,10 @@ def _systems(
     def system(key: str, name: str, model: str, *values: str, own: str | Path | None = None) -> System:
         own = own or (preset if model in presets else None)
         config = RunConfig.create(graph=graph, model=model, preset=own, overrides=[*overrides, *values])
-        return System(key, name, config, "defaults" if own is None else str(own))
+        reference = {"table4": model, "accuracy": "best"}.get(table, "dream")
+        return System(
+            key, name, config, "defaults" if own is None else str(own), reference if key != reference else None
+        )
 
     systems = []
     for model in dict.fromkeys(models or allowed):
@@ -249,6 +262,31 @@ def _row(table: str, system: System, tasks: list[Task], missing: Container[Path]
     return Row(system.key, system.name, cells, runs, system.values_from)
 
 
+def _test_over_users(systems: list[System], rows: list[Row]) -> None:
+    """Give each row the p-value of its recall, a user's mean over the runs, against the row it is compared with."""
+    positions = {system.key: position for position, system in enumerate(systems)}
+    recalls = [_user_recall(row, system.config.graph) for row, system in zip(rows, systems, strict=True)]
+    for position, system in enumerate(systems):
+        if system.compared_with not in positions:
+            continue
+        reference, row = positions[system.compared_with], rows[position]
+        p_value = paired_p_value(recalls[position], recalls[reference])
+        cells = [cell._replace(p_value=p_value) if cell.metric == _TESTED else cell for cell in row.cells]
+        rows[position] = row._replace(cells=cells, compared_with=rows[reference].name)
+
+
+def _user_recall(row: Row, graph: str) -> Tensor:
+    """The recall of each user (U,), mean over the row's runs; kept beside each run."""
+    recalls = []
+    for run in row.runs:
+        path = Path(run["run"]) / "user_recall.safetensors"
+        if not path.is_file():
+            loaded = load_run(run["run"], device="cpu", graph=graph)
+            save_tensors(path, {_TESTED: user_recall(loaded.scorer(), loaded.graph, k=20)})
+        recalls.append(load_tensors(path)[0][_TESTED])
+    return torch.stack(recalls).mean(dim=0)
+
+
 def _group_metrics(run: Path, graph: str) -> dict[str, float]:
     """The figures by groups of a finished run, for all users, kept beside it."""
     path = run / "groups.json"
@@ -308,6 +346,13 @@ def _make_table(table: str, info: dict[str, Any], rows: list[Row], about: dict[s
         notes += [note for note in (published_note(table, info["dataset"]),) if note]
     if any(cell.std is not None for row in rows for cell in row.cells):
         notes.append("Mean ± standard deviation of the sample over the seeds.")
+    compared = {row.compared_with for row in rows if row.compared_with}
+    if compared:
+        notes.append(
+            f"p: of a two-sided paired test over users, a user's {_TESTED} being the mean over the seeds, against "
+            + (compared.pop() if len(compared) == 1 else "the model without BMA")
+            + "."
+        )
     return Table(table, TABLES[table], info["dataset"], rows, complete, about, notes)
 
 

@@ -26,6 +26,8 @@ class Cell(NamedTuple):
     published: float | None
     ratio: float | None
     """The mean over the published value."""
+    p_value: float | None = None
+    """Of a paired test over users against the row that this one is compared with."""
 
     @classmethod
     def of(cls, metric: str, values: Sequence[float], published: float | None = None) -> Cell:
@@ -46,6 +48,8 @@ class Row(NamedTuple):
     """What is known of each run that is finished."""
     values_from: str = ""
     """Where its hyper-parameters come from."""
+    compared_with: str | None = None
+    """Name of the row that the p-values are against."""
 
 
 class Table(NamedTuple):
@@ -88,13 +92,14 @@ class Table(NamedTuple):
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(
-            ["table", "dataset", "system", "name", "metric", "mean", "std", "runs", "published", "ratio", "values_from"]
-        )
+            ["table", "dataset", "system", "name", "metric", "mean", "std", "runs", "published", "ratio", "values_from",
+             "compared_with", "p_value"]
+        )  # fmt: skip
         for row in self.rows:
             for cell in row.cells:
                 writer.writerow(
                     [self.name, self.dataset, row.key, row.name, cell.metric, cell.mean, cell.std, len(cell.values),
-                     cell.published, cell.ratio, row.values_from]
+                     cell.published, cell.ratio, row.values_from, row.compared_with, cell.p_value]
                 )  # fmt: skip
         return stream.getvalue()
 
@@ -117,7 +122,9 @@ class Table(NamedTuple):
 
     def records(self) -> list[dict[str, str]]:
         """The rows as text, with printed values where the paper has any."""
-        compared = any(cell.published is not None for row in self.rows for cell in row.cells)
+        cells = [cell for row in self.rows for cell in row.cells]
+        compared = any(cell.published is not None for cell in cells)
+        tested = {cell.metric for cell in cells if cell.p_value is not None}
         records = []
         for row in self.rows:
             record = {"": row.name}
@@ -126,6 +133,8 @@ class Table(NamedTuple):
                 if compared:
                     record[f"paper's {cell.metric}"] = format_value(cell.metric, cell.published)
                     record[f"ratio of {cell.metric}"] = "" if cell.ratio is None else f"{cell.ratio:.3f}"
+                if cell.metric in tested:
+                    record[f"p of {cell.metric}"] = "" if cell.p_value is None else _probability(cell.p_value)
             if self.name != "table1":
                 minutes = sum(run["seconds"] for run in row.runs) / 60
                 record |= {"runs": str(len(row.runs)), "minutes": f"{minutes:.1f}", "values": row.values_from}
@@ -145,6 +154,10 @@ def format_value(metric: str, value: float | None) -> str:
 def _spread(cell: Cell) -> str:
     mean = format_value(cell.metric, cell.mean)
     return mean if cell.std is None else f"{mean} ± {format_value(cell.metric, cell.std)}"
+
+
+def _probability(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _plain(value: Any) -> str:

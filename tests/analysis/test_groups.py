@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dream_pyg.analysis.groups import ITEM_GROUPS, USER_GROUPS, group_metrics
+from dream_pyg.analysis.groups import ITEM_GROUPS, USER_GROUPS, group_metrics, user_recall
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import load_graph
@@ -69,3 +69,13 @@ def test_groups_of_users_average_to_the_metric_and_coverage_is_that_of_evaluatio
     sizes = [tested[group].sum() for group in thirds(np.bincount(train, minlength=embeddings.num_users))]
     of_users = [figures[f"recall@20 of {name} users"] for name in USER_GROUPS]
     assert np.average(of_users, weights=sizes) == pytest.approx(overall["recall@20"], rel=1e-6)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_the_recall_of_users_averages_to_that_of_all(graph, embeddings, split):
+    recall = user_recall(embeddings, graph, 7, split)
+    users = graph[INTERACTS][label_name(split)][0].unique()
+    assert recall.isnan().nonzero().flatten().tolist() == sorted(set(range(len(recall))) - set(users.tolist()))
+    assert 0 < recall[users].mean() < 1
+    expected = evaluate(embeddings, graph, split, ks=[7], metrics=["recall"])
+    assert float(recall.nanmean()) == pytest.approx(expected["recall@7"])

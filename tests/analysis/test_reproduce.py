@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dream_pyg.analysis import reproduce as reproduction
-from dream_pyg.analysis.groups import group_metrics
+from dream_pyg.analysis.groups import group_metrics, user_recall
 from dream_pyg.analysis.published import published_rows
 from dream_pyg.analysis.reproduce import reproduce
+from dream_pyg.analysis.significance import paired_p_value
 from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import RunConfig
 from dream_pyg.data.dataset import DatasetConfig
@@ -123,6 +125,27 @@ def test_the_three_files_say_the_same(tables: Path):
     assert "| paper's recall@20 | ratio of recall@20 |" in markdown
     assert table["complete"]
     assert "Unfinished" not in markdown
+
+
+def test_rows_are_tested_over_users(tables: Path, baby: Path, tmp_path: Path):
+    shutil.copytree(tables, tmp_path / "out")
+    table = reproduce(
+        "table2", baby, tmp_path / "out", num_seeds=2, models=["bpr", "popularity", "dream"], overrides=SET
+    )
+    *others, dream = table.rows
+    recalls = {}
+    for row in table.rows:
+        runs = [load_run(run["run"]) for run in row.runs]
+        recalls[row.key] = torch.stack([user_recall(run.scorer(), run.graph) for run in runs]).mean(dim=0)
+    for row in others:
+        tested = {cell.metric: cell.p_value for cell in row.cells if cell.p_value is not None}
+        assert tested == {"recall@20": paired_p_value(recalls[row.key], recalls["dream"])}
+        assert 0 < tested["recall@20"] < 1
+    assert [row.compared_with for row in table.rows] == ["DREAM", "DREAM", None]
+    assert all(cell.p_value is None for cell in dream.cells)
+    markdown = (tmp_path / "out" / "table2.md").read_text()
+    assert "| p of recall@20 |" in markdown
+    assert "being the mean over the seeds, against DREAM." in markdown
 
 
 def test_a_table_says_what_its_numbers_depend_on(tables: Path, baby: Path):

@@ -28,6 +28,7 @@ from dream_pyg.graph.knn import (
 )
 from dream_pyg.graph.knn.choice import APPROXIMATE
 from dream_pyg.graph.knn.clusters import ClusterIndex
+from dream_pyg.graph.knn.rows import unit_rows
 
 K = 10
 
@@ -119,6 +120,24 @@ def test_clusters_in_regions_find_as_much_as_those_made_at_once(
     at_once = found_share(index_of(clustered), clustered, wanted, 3)
     monkeypatch.setattr(clusters, "_UNDIVIDED", 8)
     assert found_share(index_of(clustered), clustered, wanted, 3) == pytest.approx(at_once, abs=0.03)
+
+
+def test_rows_of_small_clusters_are_compared_with_all(monkeypatch: pytest.MonkeyPatch):
+    random = np.random.default_rng(0)
+    crowd, apart = random.normal(size=(400, 24)) * 0.1 + 1, random.normal(size=(3, 24)) * 0.01 - 1
+    rows = ArrayRows(np.concatenate([crowd, apart]).astype(np.float32))
+    index = ClusterIndex(rows, count=10, seed=0, what="rows", fine=True)
+    found = index.search(np.arange(403), 14, 1)
+    assert (found[:, :10] >= 0).all()
+    assert (found != np.arange(403)[:, None]).all()
+    assert all(len(set(of_row)) == 10 for of_row in found[:, :10].tolist())
+    unit = unit_rows(rows.array)
+    for row in (400, 401, 402):
+        cosine = unit @ unit[row]
+        cosine[row] = -np.inf
+        assert set(found[row].tolist()) == set(np.argsort(-cosine)[:14].tolist())
+    monkeypatch.setattr(clusters, "_COMPARED_AT_ONCE", 50)
+    assert np.array_equal(np.sort(index.search(np.arange(403), 14, 1)), np.sort(found))
 
 
 def test_the_order_holds_all_rows_and_similar_ones_side_by_side(clustered: NDArray[np.float16]):

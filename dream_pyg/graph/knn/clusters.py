@@ -33,7 +33,7 @@ _UNDIVIDED = 256
 """So many clusters are made at once, and all looked at for each row; more are made in regions, and found by a graph."""
 _LINKS, _LINKING_EFFORT = 16, 40
 """Of the graph by which the centroids nearest to a row are found."""
-_FINDING_EFFORT = 24
+_FINDING_EFFORT = 16
 _BYTES_PER_MEMBER = 64
 _USUAL_EFFORT = 4
 """So many clusters are found for each row at first, and all that may be needed only if these do not suffice."""
@@ -45,6 +45,8 @@ _KEPT_SHARE = 0.985
 _LEAST_EIGENVALUE = 1e-9
 _BLOCK_BYTES = 16 << 20
 _FOUND_AT_ONCE = 1 << 16
+_COMPARED_AT_ONCE = 1 << 12
+"""Of all rows with those for which their clusters are too small."""
 _BYTES_PER_LISTED = 24
 """What a member of a list takes while lists are merged."""
 _LISTED_BYTES = 512 << 20
@@ -67,7 +69,7 @@ class ClusterIndex:
     effort_name = "clusters_of_a_row"
 
     def __init__(self, rows: Rows, *, count: int, seed: int, what: str, fine: bool = False) -> None:
-        self._rows, self._what = rows, what
+        self._rows, self._count, self._what = rows, count, what
         self._step = max(1, _BLOCK_BYTES // (4 * rows.shape[1]))
         self._basis = None if fine else self._components(np.random.default_rng(seed))
         reduced, self._id = self._reduce(torch.float32 if fine else torch.float16)
@@ -106,8 +108,30 @@ class ClusterIndex:
         for first in range(0, len(present), step):
             part = present[first : first + step]
             found = self._search_places(members, place[part], width, whole=len(wanted) == len(self._place))
-            result[part] = np.where(found >= 0, self._id[found], -1)
+            result[part] = self._ids_at(found)
+        # A cluster may have fewer members than there are neighbours.
+        short = present[(result[present] >= 0).sum(axis=1) < min(self._count, len(self._id) - 1)]
+        step = max(1, _BLOCK_BYTES // (4 * _COMPARED_AT_ONCE))
+        for first in range(0, len(short), step):
+            part = short[first : first + step]
+            result[part] = self._ids_at(self._search_all(place[part], width))
         return result
+
+    def _ids_at(self, place: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(place >= 0, self._id[place], -1)
+
+    def _search_all(self, place: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+        """The places (Q, M) that score highest for the rows at others (Q,), among all."""
+        asked, own = self._stored[torch.from_numpy(place)].float(), torch.from_numpy(place)
+        best = torch.full((len(place), width), _BELOW_ALL)
+        found = torch.full((len(place), width), -1)
+        for first in range(0, len(self._stored), _COMPARED_AT_ONCE):
+            others = self._stored[first : first + _COMPARED_AT_ONCE].float()
+            others_place = torch.arange(first, first + len(others)).expand(len(place), -1)
+            score = (asked @ others.T).masked_fill_(others_place == own.unsqueeze(1), _BELOW_ALL)
+            best, at = torch.cat([best, score], dim=1).topk(width, dim=1)
+            found = torch.cat([found, others_place], dim=1).gather(1, at)
+        return found.masked_fill_(best <= _BELOW_ALL, -1).numpy()
 
     def _search_places(
         self, members: _Members, place: NDArray[np.int64], width: int, *, whole: bool
