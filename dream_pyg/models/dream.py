@@ -242,34 +242,40 @@ class DREAM(Recommender):
         config = self.config
         initial = self.initial_embeddings(graph)
         behavior, modal = self._lines(graph, initial)
-        behavior_user, modal_user = behavior.user[batch.user], modal.user[batch.user]
-        behavior_item, behavior_neg = batch.split_items(behavior.item)
-        modal_item, modal_neg = batch.split_items(modal.item)
+        # A batch has some users and many items more than once: what is done with them is done once.
+        user, user_row = torch.unique(batch.user, return_inverse=True)
+        item, item_row = torch.unique(batch.pos_item, return_inverse=True)
+        behavior_user, modal_user = behavior.user[user], modal.user[user]
+        behavior_item, modal_item = behavior.item[item], modal.item[item]
 
-        terms = {"bpr": bpr_loss(behavior_user + modal_user, behavior_item + modal_item, behavior_neg + modal_neg)}
-        terms |= self.alignment(behavior_user, behavior_item, modal_user, modal_item)
+        neg_item = behavior.item[batch.neg_item] + modal.item[batch.neg_item]
+        general_user, general_item = behavior_user + modal_user, behavior_item + modal_item
+        terms = {"bpr": bpr_loss(general_user[user_row], general_item[item_row], neg_item)}
+        terms |= self.alignment(
+            behavior_user, behavior_item, modal_user, modal_item, user_row=user_row, item_row=item_row
+        )
         if config.signal_weight:
-            terms["signal"] = config.signal_weight * self._signal(graph, batch, modal_user, modal_item)
+            of_users = self._signal(graph, USER, user, modal_user[user_row], user_row)
+            of_items = self._signal(graph, ITEM, item, modal_item[item_row], item_row)
+            terms["signal"] = config.signal_weight * (of_users + of_items)
         if config.l2_weight:
             initial_rows = initial.user[batch.user], *batch.split_items(initial.item)
             terms["l2"] = config.l2_weight * l2_loss(*initial_rows)
         return terms
 
-    def _signal(self, graph: HeteroData, batch: Batch, modal_user: Tensor, modal_item: Tensor) -> Tensor:
-        signal = similarity_signal if self.config.squared_signal else similarity_signal_norm
-        weights = list(self.modality_weights.values())
-        user, user_row = torch.unique(batch.user, return_inverse=True)
-        item, item_row = torch.unique(batch.pos_item, return_inverse=True)
-        user_features, item_features = [], []
+    def _signal(self, graph: HeteroData, node: str, ids: Tensor, modal: Tensor, row: Tensor) -> Tensor:
+        """Eq. 12 for the modal representation (B, D) of users or items, given by their ids and positions in these."""
+        features = []
         for modality in self.modality_weights:
             # A sum of n features has the direction of their mean, and n times the mean to lose.
-            count, has = graph[USER][count_name(modality)][user], graph[ITEM][mask_name(modality)][item]
-            user_features.append(self._centred(modality, summed_features(graph, modality, user), count))
-            item_features.append(self._centred(modality, feature_rows(graph, modality, item), has))
-        normalize = self.config.normalize_signal
-        return signal(modal_item, item_features, weights, node=item_row, normalize=normalize) + signal(
-            modal_user, user_features, weights, node=user_row, normalize=normalize
-        )
+            if node == USER:
+                count, rows = graph[USER][count_name(modality)][ids], summed_features(graph, modality, ids)
+            else:
+                count, rows = graph[ITEM][mask_name(modality)][ids], feature_rows(graph, modality, ids)
+            features.append(self._centred(modality, rows, count))
+        signal = similarity_signal if self.config.squared_signal else similarity_signal_norm
+        weights = list(self.modality_weights.values())
+        return signal(modal, features, weights, node=row, normalize=self.config.normalize_signal)
 
     def _centred(self, modality: str, rows: Tensor, count: Tensor) -> Tensor:
         """Sums of features (N, F) less the mean of each of the (N,) features in a sum; the rows are overwritten."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,12 +49,38 @@ def info_nce(
     return _cross_entropy(query, key, temperature)
 
 
-def unit_info_nce(query: Tensor, key: Tensor, temperature: float, *, dtype: torch.dtype | None = None) -> Tensor:
-    """:func:`info_nce` of rows that have unit length already."""
+def unit_info_nce(
+    query: Tensor, key: Tensor, temperature: float, *, pairs: Pairs | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """:func:`info_nce` of rows that have unit length already.
+
+    Args:
+        query: Rows (Q, D).
+        key: Rows (K, D).
+        temperature: As there.
+        pairs: Which query and which key each example of the batch has; by default row b of both. So a row is multiplied
+            once however often the batch has it.
+        dtype: As there.
+    """
+    if pairs is not None and (temperature < _LEAST_FUSED_TEMPERATURE or ranks.num_ranks() > 1):
+        query, key, pairs = query[pairs.query], key[pairs.key], None
     if temperature < _LEAST_FUSED_TEMPERATURE:
         return _cross_entropy(query, key, temperature)
-    key, first = ranks.gather_rows(key)
-    return _UnitInfoNCE.apply(query, key, first, len(key) / ranks.num_ranks(), temperature, dtype or query.dtype)
+    if pairs is None:
+        key, first = ranks.gather_rows(key)
+        own = torch.arange(len(query), device=query.device)
+        pairs, key_count = Pairs(own, own + first), key.new_ones(len(key))
+    else:
+        key_count = torch.bincount(pairs.key, minlength=len(key)).to(key.dtype)
+    count = float(key_count.sum()) / ranks.num_ranks()
+    return _UnitInfoNCE.apply(query, key, *pairs, key_count, count, temperature, dtype or query.dtype)
+
+
+class Pairs(NamedTuple):
+    """The examples of a batch as positions of their rows, each (B,)."""
+
+    query: Tensor
+    key: Tensor
 
 
 def _cross_entropy(query: Tensor, key: Tensor, temperature: float) -> Tensor:
@@ -71,39 +97,48 @@ class _UnitInfoNCE(torch.autograd.Function):
     of them over any batch, overflows or vanishes, and no pass for the maximum is needed. Backward needs only the
     exponentials and their row sums: q and k get the softmax-weighted sums of each other.
 
-    Queries may be a slice of the batch: their positives are the keys from ``first`` on, and ``count`` is what divides
-    the sum over them.
+    A pair of rows has one exponential, that counts as often as the batch has its key, in a term that counts as often as
+    the batch has its query. ``count`` is what divides the sum over the batch.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, first: int, count: float, temperature: float, dtype: torch.dtype
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        query_row: Tensor,
+        key_row: Tensor,
+        key_count: Tensor,
+        count: float,
+        temperature: float,
+        dtype: torch.dtype,
     ) -> Tensor:
         bound = 1.0 / temperature
         exponentials = torch.mm((query * bound).to(dtype), key.to(dtype).T).exp_()
         # A bfloat16 sum is precise over a short stretch only, and one in float32 would first copy the whole buffer.
-        stretches = exponentials.split(_SUMMED_COLUMNS, dim=1)
-        row_sum = torch.stack([stretch.sum(dim=1) for stretch in stretches]).to(query.dtype).sum(dim=0)
-        ctx.save_for_backward(query, key, exponentials, row_sum)
-        ctx.scale, ctx.own = bound / count, slice(first, first + len(query))
-        positive = (query * key[ctx.own]).sum(dim=1) * bound
-        return (row_sum.log() - positive).sum() / count
+        stretches = zip(exponentials.split(_SUMMED_COLUMNS, 1), key_count.to(dtype).split(_SUMMED_COLUMNS), strict=True)
+        row_sum = torch.stack([stretch @ counts for stretch, counts in stretches]).to(query.dtype).sum(dim=0)
+        query_count = torch.bincount(query_row, minlength=len(query)).to(query.dtype)
+        ctx.save_for_backward(query, key, query_row, key_row, key_count, query_count / row_sum, exponentials)
+        ctx.scale = bound / count
+        positive = (query[query_row] * key[key_row]).sum() * bound
+        return (row_sum.log().dot(query_count) - positive) / count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        query, key, exponentials, row_sum = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, query_row, key_row, key_count, weight, exponentials = ctx.saved_tensors
         dtype, scale = exponentials.dtype, grad * ctx.scale
-        inverse = row_sum.reciprocal().unsqueeze(1)
         query_grad = key_grad = None
         if ctx.needs_input_grad[0]:
-            expected_key = (exponentials @ key.to(dtype)).to(query.dtype) * inverse
-            query_grad = (expected_key - key[ctx.own]).mul_(scale)
+            expected = exponentials @ (key * key_count.unsqueeze(1)).to(dtype)
+            query_grad = expected.to(query.dtype) * weight.unsqueeze(1)
+            query_grad.index_add_(0, query_row, key[key_row], alpha=-1).mul_(scale)
         if ctx.needs_input_grad[1]:
             # This order of the product spares the large buffer a transposition.
-            expected_query = ((query * inverse).to(dtype).T @ exponentials).T.to(query.dtype)
-            expected_query[ctx.own] -= query
-            key_grad = expected_query.mul_(scale)
-        return query_grad, key_grad, None, None, None, None
+            expected = ((query * weight.unsqueeze(1)).to(dtype).T @ exponentials).T
+            key_grad = expected.to(query.dtype) * key_count.unsqueeze(1)
+            key_grad.index_add_(0, key_row, query[query_row], alpha=-1).mul_(scale)
+        return query_grad, key_grad, *(None,) * 6
 
 
 class BehaviorModalAlignment(nn.Module):
@@ -144,15 +179,25 @@ class BehaviorModalAlignment(nn.Module):
         self.precision = precision
 
     def forward(
-        self, behavior_user: Tensor, behavior_item: Tensor, modal_user: Tensor, modal_item: Tensor
+        self,
+        behavior_user: Tensor,
+        behavior_item: Tensor,
+        modal_user: Tensor,
+        modal_item: Tensor,
+        *,
+        user_row: Tensor | None = None,
+        item_row: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Both alignment losses for the users and positive items of a batch.
 
         Args:
-            behavior_user: Behavior representation of the users (B, D).
-            behavior_item: Behavior representation of the positive items (B, D).
-            modal_user: Modal representation of the same users (B, D).
-            modal_item: Modal representation of the same items (B, D).
+            behavior_user: Behavior representation of the users (B, D); or with ``user_row`` and ``item_row`` of those
+                that the batch has, each once (U, D), which is faster.
+            behavior_item: Behavior representation of the positive items (B, D), or (I, D).
+            modal_user: Modal representation of the same users.
+            modal_item: Modal representation of the same items.
+            user_row: Which of the users each example has (B,).
+            item_row: Which of the items each example has (B,).
 
         Returns:
             The weighted scalars ``intra`` (Eq. 10) and ``inter`` (Eq. 11), without those of weight 0.
@@ -163,20 +208,25 @@ class BehaviorModalAlignment(nn.Module):
             )
         terms = {}
         if self.intra_weight:
-            intra = self._info_nce(behavior_user, behavior_item) + self._info_nce(modal_user, modal_item)
-            terms["intra"] = self.intra_weight * intra
+            behavior = self._info_nce(behavior_user, behavior_item, user_row, item_row)
+            modal = self._info_nce(modal_user, modal_item, user_row, item_row)
+            terms["intra"] = self.intra_weight * (behavior + modal)
         if self.inter_weight:
-            inter = self._info_nce(behavior_user, modal_user) + self._info_nce(behavior_item, modal_item)
-            terms["inter"] = self.inter_weight * inter
+            user = self._info_nce(behavior_user, modal_user, user_row, user_row)
+            item = self._info_nce(behavior_item, modal_item, item_row, item_row)
+            terms["inter"] = self.inter_weight * (user + item)
         return terms
 
-    def _info_nce(self, query: Tensor, key: Tensor) -> Tensor:
+    def _info_nce(self, query: Tensor, key: Tensor, query_row: Tensor | None, key_row: Tensor | None) -> Tensor:
+        pairs = None if query_row is None or key_row is None else Pairs(query_row, key_row)
         if not self.normalize:
+            if pairs is not None:
+                query, key = query[pairs.query], key[pairs.key]
             return info_nce(query, key, self.temperature, normalize=False)
         auto = self.precision == "auto" and self.temperature >= _LEAST_ROUNDED_TEMPERATURE
         rounded = self.precision == "bfloat16" or (auto and has_bfloat16_units(query.device))
         dtype = torch.bfloat16 if rounded and query.dtype == torch.float32 else None
-        return unit_info_nce(query, key, self.temperature, dtype=dtype)
+        return unit_info_nce(query, key, self.temperature, pairs=pairs, dtype=dtype)
 
     def extra_repr(self) -> str:
         """What distinguishes this module in a printed model."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dream_pyg.nn.alignment import BehaviorModalAlignment, info_nce
+from dream_pyg.nn.alignment import BehaviorModalAlignment, Pairs, info_nce, unit_info_nce
 from tests.oracles import dream
 from tests.oracles.gradients import numerical_gradient
 
@@ -56,6 +56,44 @@ def test_info_nce_gives_the_same_gradient_when_only_one_side_wants_it(wanted):
     sides[wanted].requires_grad_()
     (alone,) = torch.autograd.grad(info_nce(sides["query"], sides["key"], TAU), sides[wanted])
     assert torch.equal(alone, both[wanted])
+
+
+REPEATED = Pairs(torch.tensor([0, 2, 2, 1, 0, 2, 3]), torch.tensor([4, 1, 1, 0, 4, 3, 2]))
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+def test_rows_given_once_are_those_of_the_batch(temperature):
+    query, key = (F.normalize(rows(n, 4, seed=n), dim=-1).requires_grad_() for n in (4, 5))
+    loss = unit_info_nce(query, key, temperature, pairs=REPEATED)
+    expected = unit_info_nce(query[REPEATED.query], key[REPEATED.key], temperature)
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-14)
+    expected_grads = torch.autograd.grad(expected, (query, key))
+    for grad, expected_grad in zip(torch.autograd.grad(loss, (query, key)), expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-14)
+
+
+def test_rows_given_once_may_be_rounded():
+    random = torch.Generator().manual_seed(0)
+    pairs = Pairs(torch.randint(0, 40, (900,), generator=random), torch.randint(0, 30, (900,), generator=random))
+    query, key = (F.normalize(rows(n, 16, seed=n), dim=-1).float().requires_grad_() for n in (40, 30))
+    exact = unit_info_nce(query, key, TAU, pairs=pairs)
+    rounded = unit_info_nce(query, key, TAU, pairs=pairs, dtype=torch.bfloat16)
+    torch.testing.assert_close(rounded, exact, rtol=1e-3, atol=0)
+    for one, other in zip(
+        torch.autograd.grad(rounded, (query, key)), torch.autograd.grad(exact, (query, key)), strict=True
+    ):
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_alignment_of_rows_given_once(normalize):
+    users, items = (rows(4, 3, seed=s) for s in (1, 2)), (rows(5, 3, seed=s) for s in (3, 4))
+    (behavior_user, modal_user), (behavior_item, modal_item) = users, items
+    alignment = BehaviorModalAlignment(0.3, 0.7, temperature=TAU, normalize=normalize)
+    user, item = REPEATED
+    once = alignment(behavior_user, behavior_item, modal_user, modal_item, user_row=user, item_row=item)
+    often = alignment(behavior_user[user], behavior_item[item], modal_user[user], modal_item[item])
+    torch.testing.assert_close(once, often, rtol=1e-12, atol=0)
 
 
 def test_gradcheck_of_info_nce_over_unit_rows():
