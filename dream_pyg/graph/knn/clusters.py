@@ -44,6 +44,10 @@ _KEPT_SHARE = 0.985
 """Of the squared norms, what the principal components have to hold."""
 _LEAST_EIGENVALUE = 1e-9
 _BLOCK_BYTES = 16 << 20
+_BATCH_BYTES = 4 << 20
+"""Of the products of clusters that are compared at once."""
+_SIZES_TOGETHER = 8
+"""Clusters are compared at once if the larger have at most one more than a multiple."""
 _FOUND_AT_ONCE = 1 << 16
 _COMPARED_AT_ONCE = 1 << 12
 """Of all rows with those for which their clusters are too small."""
@@ -143,20 +147,20 @@ class ClusterIndex:
         asked = np.full(len(self._id), -1, dtype=np.int64)
         asked[place] = np.arange(num_asked)
 
-        def compare(cluster: int) -> None:
-            row, number = members.of(cluster)
-            own = np.flatnonzero(asked[row] >= 0)
-            rows = torch.from_numpy(row)
-            columns = self._stored[rows].float()
-            step = max(1, _BLOCK_BYTES // (4 * len(row)))
-            for first in range(0, len(own), step):
-                part = own[first : first + step]
-                product = columns[part] @ columns.T
-                product[torch.arange(len(part)), part] = _BELOW_ALL
-                best, at = product.topk(min(width, len(row)), dim=1)
-                target, slot = torch.from_numpy(asked[row[part]]), torch.from_numpy(number[part])
-                score[target, slot, : best.size(1)] = best
-                other[target, slot, : best.size(1)] = rows[at].to(torch.int32)
+        def compare(clusters: NDArray[np.int64]) -> None:
+            row, number = members.of(clusters)
+            there = row >= 0
+            rows = self._stored[torch.from_numpy(np.where(there, row, 0)).flatten()].float().view(*row.shape, -1)
+            product = rows @ rows.mT
+            product.masked_fill_(torch.from_numpy(~there).unsqueeze(1), _BELOW_ALL)
+            product.diagonal(dim1=1, dim2=2).fill_(_BELOW_ALL)
+            best, at = product.topk(min(width, row.shape[1]), dim=2)
+            own = np.nonzero(there & (asked[row] >= 0))
+            target, slot = torch.from_numpy(asked[row[own]]), torch.from_numpy(number[own])
+            cluster, place = (torch.from_numpy(part) for part in own)
+            score[target, slot, : best.size(2)] = best[cluster, place]
+            others = torch.from_numpy(row)[cluster.unsqueeze(1), at[cluster, place]]
+            other[target, slot, : best.size(2)] = others
 
         found = torch.empty(num_asked, width, dtype=torch.int64)
         at_once = max(1, _BLOCK_BYTES // (_BYTES_PER_LISTED * num_lists * width))
@@ -169,10 +173,10 @@ class ClusterIndex:
             best, at = value.topk(width, dim=1)
             found[part] = index.gather(1, at).masked_fill(best <= _BELOW_ALL, -1)
 
-        clusters = np.unique(members.label[place])
+        batches = members.batches(np.unique(members.label[place]))
         with threads_of_one() as pool:
-            done = pool.map(compare, clusters)
-            for _ in progress(done, f"kNN of {self._what}", total=len(clusters), hidden=not whole):
+            done = pool.map(compare, batches)
+            for _ in progress(done, f"kNN of {self._what}", total=len(batches), hidden=not whole):
                 pass
             list(pool.map(merge, range(0, num_asked, at_once)))
         return found.numpy()
@@ -320,10 +324,30 @@ class _Members:
         self._row, self._number = (part.astype(np.int32) for part in np.divmod(order, self.num_lists))
         self._start = np.searchsorted(divided, np.arange(parts.sum() + 1))
 
-    def of(self, cluster: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The members of a cluster, ascending, and the how many nearest of each it is, both (R,)."""
-        span = slice(self._start[cluster], self._start[cluster + 1])
-        return self._row[span], self._number[span]
+    def batches(self, clusters: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The given clusters in batches of about the same size, the small ones first."""
+        size = self._start[clusters + 1] - self._start[clusters]
+        order = np.argsort(size, kind="stable")
+        clusters, size = clusters[order], size[order]
+        batches, first = [], 0
+        while first < len(clusters):
+            largest = int(size[first]) + max(1, int(size[first]) // _SIZES_TOGETHER)
+            fitting = max(1, _BATCH_BYTES // (4 * largest**2))
+            last = min(first + fitting, int(np.searchsorted(size, largest, side="right")))
+            batches.append(clusters[first:last])
+            first = last
+        return batches
+
+    def of(self, clusters: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The members of some clusters, ascending, and the how many nearest of each its cluster is, both (G, S).
+
+        Where a cluster has fewer members than the largest, -1 follows.
+        """
+        first, last = self._start[clusters, None], self._start[clusters + 1, None]
+        at = first + np.arange((last - first).max())
+        there = at < last
+        at = np.where(there, at, 0)
+        return np.where(there, self._row[at], -1), self._number[at]
 
 
 def cluster_bytes(num_rows: int, num_features: int, width: int) -> int:
