@@ -231,8 +231,8 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--model", "dream", "--set", "training.sampling={hops=2}"], ("training.sampling.hops",)),
     (["--model", "mgcn", "--sampled"], ("MGCN cannot be trained on sampled graphs",)),
     (
-        ["--model", "dream", "--sampled", "--set", "model.gate_input=propagated"],
-        ("with gate_input = 'propagated' it reads more",),
+        ["--model", "dream", "--sampled", "--set", "model.user_modal=items"],
+        ("with user_modal = 'items' it reads more",),
     ),
     (["--model", "dream", "--set", "training.eval_users=0"], ("training.eval_users", "got 0")),
     (["--model", "dream", "--seed", "-1"], ("training.seed", "got -1")),

@@ -43,6 +43,8 @@ class ReceptiveField(NamedTuple):
     """Modalities whose features are read: of items, and of their neighbours in the item-item graphs."""
     user_features: bool = False
     """Whether features are also read of the items of users, and of the items of their neighbours."""
+    relations_after_hops: bool = False
+    """Whether what relation graphs pass has made the hops over the interactions before, not only what nodes are."""
 
 
 class FanOuts(NamedTuple):
@@ -77,18 +79,16 @@ class Neighborhood(NamedTuple):
     """
 
     nodes: dict[str, Ids]
+    num_seeds: dict[str, int]
+    """Nodes of the batch."""
     num_inner: dict[str, int]
     """Nodes of the batch and their neighbours in the relation graphs."""
     num_within: list[dict[str, int]]
-    """Nodes within 0, 1, ... hops of the batch: those that have a representation after all hops but as many."""
+    """Nodes within 0, 1, ... hops of the batch, or of all inner nodes: those that have a representation after all hops
+    but as many."""
     described: Ids
     """Items whose features are read: the inner ones, then those drawn for the inner users."""
     edges: dict[EdgeType, DrawnEdges]
-
-    @property
-    def num_seeds(self) -> dict[str, int]:
-        """Nodes of the batch."""
-        return self.num_within[0]
 
     def num_targets(self, edge_type: EdgeType) -> int:
         """Nodes that get a message over an edge type, other than the interactions."""
@@ -155,17 +155,24 @@ class NeighborSampler:
                     edge_type, fan_out = knn_edge(node, modality), self.fan_outs.relations
                     edges[edge_type] = self._draw(edge_type, seeds, mentions[node] * fan_out, met[node], random)
             num_inner = {node: len(met[node]) for node in met}
+            inner_mentions = {}
+            for node, modalities in ((USER, self.field.user_knn), (ITEM, self.field.item_knn)):
+                inner_mentions[node] = np.pad(mentions[node], (0, num_inner[node] - num_seeds[node]))
+                for modality in modalities:
+                    inner_mentions[node] += np.bincount(
+                        edges[knn_edge(node, modality)].source, minlength=num_inner[node]
+                    )
             described.add(met[ITEM].ids())
             if self.field.user_features:
-                inner = np.pad(mentions[USER], (0, num_inner[USER] - num_seeds[USER]))
-                for modality in self.field.user_knn:
-                    inner += np.bincount(edges[knn_edge(USER, modality)].source, minlength=len(inner))
-                wanted = inner * self.fan_outs.features
-                edges[DESCRIBES] = self._draw(REV_INTERACTS, np.arange(len(inner)), wanted, described, random)
-            num_within = [num_seeds]
+                wanted = inner_mentions[USER] * self.fan_outs.features
+                edges[DESCRIBES] = self._draw(REV_INTERACTS, np.arange(len(wanted)), wanted, described, random)
+            if self.field.relations_after_hops:
+                mentions, num_within = inner_mentions, [num_inner]
+            else:
+                num_within = [num_seeds]
             edges |= self._hops(mentions, num_within, random)
             nodes = {node: met[node].ids() for node in met}
-            return Neighborhood(nodes, num_inner, num_within, described.ids(), edges)
+            return Neighborhood(nodes, num_seeds, num_inner, num_within, described.ids(), edges)
         finally:
             for one in (*met.values(), described):
                 one.forget()
@@ -173,11 +180,11 @@ class NeighborSampler:
     def _hops(
         self, mentions: dict[str, Ids], num_within: list[dict[str, int]], random: np.random.Generator
     ) -> dict[EdgeType, DrawnEdges]:
-        """Edges over the interactions, from the batch outwards; appends how many nodes lie within each hop.
+        """Edges over the interactions, from some nodes outwards; appends how many nodes lie within each hop.
 
         Args:
             mentions: How often each node was mentioned, by place; 0 for those that have their edges already.
-            num_within: Of the batch.
+            num_within: Of these nodes.
             random: Where chance comes from.
         """
         drawn: dict[EdgeType, list[DrawnEdges]] = {INTERACTS: [], REV_INTERACTS: []}

@@ -181,7 +181,6 @@ class DREAM(Recommender):
     def needs_whole_graph(cls, config: Any) -> str | None:
         """The options for which a batch's neighbours are not enough."""
         options = {
-            "gate_input = 'propagated'": config.gate_input == "propagated",
             "user_modal = 'items'": config.user_modal == "items",
             "co_occurrence_share > 0": config.co_occurrence_share > 0,
         }
@@ -197,13 +196,18 @@ class DREAM(Recommender):
             user_knn=modalities if self.config.use_user_graph else (),
             features=modalities,
             user_features=True,
+            relations_after_hops=self.config.gate_input == "propagated",
         )
 
     def _lines(self, graph: HeteroData, initial: Embeddings) -> DualRepresentations:
         behavior = propagate_interactions(self.propagation, graph, *initial, self.config.num_layers)
         source = behavior if self.config.gate_input == "propagated" else initial
         inner = Embeddings(inner_rows(graph[USER], source.user), inner_rows(graph[ITEM], source.item))
-        return DualRepresentations(behavior, self.modal_line(graph, inner))
+        modal = self.modal_line(graph, inner)
+        if len(behavior.user) != len(modal.user) or len(behavior.item) != len(modal.item):
+            # Of a sampled graph, the behavior line has come to the batch's neighbours as well.
+            behavior = Embeddings(behavior.user[: len(modal.user)], behavior.item[: len(modal.item)])
+        return DualRepresentations(behavior, modal)
 
     def modal_line(self, graph: HeteroData, source: Embeddings) -> Embeddings:
         """Filter gates, one hop over each relation graph, and the weighted sum over modalities (Eq. 4-7).

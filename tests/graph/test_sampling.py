@@ -42,6 +42,8 @@ SAMPLED_MODELS = [
     (DREAM, {"use_user_graph": False, "normalize_alignment": False}),
     (DREAM, {"use_item_graph": False, "squared_signal": False}),
     (DREAM, {"use_gate": False, "num_layers": 1}),
+    (DREAM, {"gate_input": "propagated"}),
+    (DREAM, {"gate_input": "propagated", "use_user_graph": False, "num_layers": 3}),
 ]
 
 
@@ -183,6 +185,20 @@ def test_all_neighbours_give_the_loss_and_the_gradient_of_the_whole_graph(graph,
     for name, parameter in model.named_parameters():
         assert parameter.grad.is_sparse == (name in model.tables)
         torch.testing.assert_close(parameter.grad.to_dense(), expected[name], rtol=1e-5, atol=1e-9)
+
+
+def test_hops_before_relations_are_drawn_for_neighbours_as_well(graph, batch):
+    fan_outs = FanOuts((1, 2), 2, 1)
+    field = EVERYTHING._replace(relations_after_hops=True)
+    neighborhood = draw(NeighborSampler(graph, field, fan_outs), batch)
+    assert neighborhood.num_within[0] == neighborhood.num_inner
+    assert all(neighborhood.num_seeds[node] < number for node, number in neighborhood.num_inner.items())
+    for edge_type in (INTERACTS, REV_INTERACTS):
+        target = edge_type[2]
+        degree = graph[edge_type].edge_index.as_tensor()[1].bincount(minlength=graph[target].num_nodes)
+        with_edges = set(neighborhood.edges[edge_type].target.tolist())
+        for place, node in enumerate(neighborhood.nodes[target][: neighborhood.num_inner[target]].tolist()):
+            assert (place in with_edges) == (degree[node] > 0)
 
 
 def test_gradients_of_tables_touch_the_neighbourhood_alone(graph, batch):

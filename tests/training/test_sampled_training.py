@@ -66,8 +66,8 @@ def test_models_that_need_the_whole_graph_say_so(stored, tmp_path):
     with pytest.raises(ConfigError, match="MGCN cannot be trained on sampled graphs"):
         train(configure(stored, "mgcn", sampling={}), tmp_path / "run")
     config = configure(stored, sampling={})
-    config = config.model_validate({**config.to_dict(), "model": {"name": "dream", "gate_input": "propagated"}})
-    with pytest.raises(ConfigError, match="with gate_input = 'propagated' it reads more"):
+    config = config.model_validate({**config.to_dict(), "model": {"name": "dream", "user_modal": "items"}})
+    with pytest.raises(ConfigError, match="with user_modal = 'items' it reads more"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
