@@ -33,9 +33,9 @@ _UNDIVIDED = 256
 """So many clusters are made at once, and all looked at for each row; more are made in regions, and found by a graph."""
 _LINKS, _LINKING_EFFORT = 16, 40
 """Of the graph by which the centroids nearest to a row are found."""
-_FINDING_EFFORT = 16
+_FINDING_EFFORT = 24
 _BYTES_PER_MEMBER = 64
-_USUAL_EFFORT = 4
+_USUAL_EFFORT = 6
 """So many clusters are found for each row at first, and all that may be needed only if these do not suffice."""
 _LARGEST, _FEWEST_DIVIDED = 8, 512
 """Clusters of more than so many times the mean size, or rows, are divided: many equal rows would cost their square."""
