@@ -264,15 +264,18 @@ def _row(table: str, system: System, tasks: list[Task], missing: Container[Path]
 
 def _test_over_users(systems: list[System], rows: list[Row]) -> None:
     """Give each row the p-value of its recall, a user's mean over the runs, against the row it is compared with."""
-    positions = {system.key: position for position, system in enumerate(systems)}
-    recalls = [_user_recall(row, system.config.graph) for row, system in zip(rows, systems, strict=True)]
+    row_of = {row.key: row for row in rows}
+    recall_of: dict[str, Tensor] = {}
     for position, system in enumerate(systems):
-        if system.compared_with not in positions:
+        row, reference = rows[position], row_of.get(system.compared_with or "")
+        if reference is None:
             continue
-        reference, row = positions[system.compared_with], rows[position]
-        p_value = paired_p_value(recalls[position], recalls[reference])
+        for one in (row, reference):
+            if one.key not in recall_of:
+                recall_of[one.key] = _user_recall(one, system.config.graph)
+        p_value = paired_p_value(recall_of[row.key], recall_of[reference.key])
         cells = [cell._replace(p_value=p_value) if cell.metric == _TESTED else cell for cell in row.cells]
-        rows[position] = row._replace(cells=cells, compared_with=rows[reference].name)
+        rows[position] = row._replace(cells=cells, compared_with=reference.name)
 
 
 def _user_recall(row: Row, graph: str) -> Tensor:

@@ -149,19 +149,19 @@ class NeighborSampler:
             mentions = {node: met[node].begin(ids.numpy()) for node, ids in ((USER, user), (ITEM, item))}
             num_seeds = {node: len(met[node]) for node in met}
             edges: dict[EdgeType, DrawnEdges] = {}
+            inner_mentions: dict[str, Ids] = {}
             for node, modalities in ((USER, self.field.user_knn), (ITEM, self.field.item_knn)):
-                seeds = np.arange(num_seeds[node])
-                for modality in modalities:
-                    edge_type, fan_out = knn_edge(node, modality), self.fan_outs.relations
-                    edges[edge_type] = self._draw(edge_type, seeds, mentions[node] * fan_out, met[node], random)
-            num_inner = {node: len(met[node]) for node in met}
-            inner_mentions = {}
-            for node, modalities in ((USER, self.field.user_knn), (ITEM, self.field.item_knn)):
-                inner_mentions[node] = np.pad(mentions[node], (0, num_inner[node] - num_seeds[node]))
-                for modality in modalities:
-                    inner_mentions[node] += np.bincount(
-                        edges[knn_edge(node, modality)].source, minlength=num_inner[node]
-                    )
+                seeds, wanted = np.arange(num_seeds[node]), mentions[node] * self.fan_outs.relations
+                drawn = {
+                    edge_type: self._draw(edge_type, seeds, wanted, met[node], random)
+                    for edge_type in (knn_edge(node, modality) for modality in modalities)
+                }
+                edges |= drawn
+                inner = np.pad(mentions[node], (0, len(met[node]) - num_seeds[node]))
+                for relation in drawn.values():
+                    inner += np.bincount(relation.source, minlength=len(inner))
+                inner_mentions[node] = inner
+            num_inner = {node: len(inner) for node, inner in inner_mentions.items()}
             described.add(met[ITEM].ids())
             if self.field.user_features:
                 wanted = inner_mentions[USER] * self.fan_outs.features

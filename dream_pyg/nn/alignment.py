@@ -62,17 +62,17 @@ def unit_info_nce(
             once however often the batch has it.
         dtype: As there.
     """
-    if pairs is not None and (temperature < _LEAST_FUSED_TEMPERATURE or ranks.num_ranks() > 1):
+    fused = temperature >= _LEAST_FUSED_TEMPERATURE
+    if pairs is not None and (not fused or ranks.num_ranks() > 1):
         query, key, pairs = query[pairs.query], key[pairs.key], None
-    if temperature < _LEAST_FUSED_TEMPERATURE:
+    if not fused:
         return _cross_entropy(query, key, temperature)
     if pairs is None:
         key, first = ranks.gather_rows(key)
         own = torch.arange(len(query), device=query.device)
-        pairs, key_count = Pairs(own, own + first), key.new_ones(len(key))
+        pairs, key_count, count = Pairs(own, own + first), key.new_ones(len(key)), len(key) / ranks.num_ranks()
     else:
-        key_count = torch.bincount(pairs.key, minlength=len(key)).to(key.dtype)
-    count = float(key_count.sum()) / ranks.num_ranks()
+        key_count, count = _counts(pairs.key, key), len(pairs.key)
     return _UnitInfoNCE.apply(query, key, *pairs, key_count, count, temperature, dtype or query.dtype)
 
 
@@ -81,6 +81,11 @@ class Pairs(NamedTuple):
 
     query: Tensor
     key: Tensor
+
+
+def _counts(position: Tensor, rows: Tensor) -> Tensor:
+    """How often each row comes among positions, in the type of the rows; unlike bincount, a GPU need not wait."""
+    return rows.new_zeros(len(rows)).index_add_(0, position, rows.new_ones(len(position)))
 
 
 def _cross_entropy(query: Tensor, key: Tensor, temperature: float) -> Tensor:
@@ -118,7 +123,7 @@ class _UnitInfoNCE(torch.autograd.Function):
         # A bfloat16 sum is precise over a short stretch only, and one in float32 would first copy the whole buffer.
         stretches = zip(exponentials.split(_SUMMED_COLUMNS, 1), key_count.to(dtype).split(_SUMMED_COLUMNS), strict=True)
         row_sum = torch.stack([stretch @ counts for stretch, counts in stretches]).to(query.dtype).sum(dim=0)
-        query_count = torch.bincount(query_row, minlength=len(query)).to(query.dtype)
+        query_count = _counts(query_row, query)
         ctx.save_for_backward(query, key, query_row, key_row, key_count, query_count / row_sum, exponentials)
         ctx.scale = bound / count
         positive = (query[query_row] * key[key_row]).sum() * bound

@@ -191,17 +191,18 @@ def test_ranking_takes_no_more_memory_for_more_rows(monkeypatch: pytest.MonkeyPa
         rows = ArrayRows(make("normal", num_rows, 8, 0))
         candidates = exact_candidates(rows, 10, dtypes=[torch.float32], device=CPU)
         candidates.block(slice(0, 1))  # What was waiting is in the lists now.
+        peaks = []
         with LargestTensor() as largest:
-            tracemalloc.start()
-            found = refine.rank_candidates(rows, candidates, 10)
-            peak = tracemalloc.get_traced_memory()[1] - sum(part.nbytes for part in found)
-            tracemalloc.stop()
-        return largest.nbytes, peak
+            for _ in range(3):  # The least, for whatever else allocates meanwhile is traced as well.
+                tracemalloc.start()
+                found = refine.rank_candidates(rows, candidates, 10)
+                peaks.append(tracemalloc.get_traced_memory()[1] - sum(part.nbytes for part in found))
+                tracemalloc.stop()
+        return largest.nbytes, min(peaks)
 
     few, many = extra_bytes(1000), extra_bytes(8000)
     assert many[0] <= few[0]
-    # Eight times the rows; what else allocates meanwhile, and the longest list of a block, are not the same each time.
-    assert many[1] <= 1.5 * few[1]
+    assert many[1] <= 1.2 * few[1]
 
 
 def test_no_panel_outlives_the_search():
