@@ -109,6 +109,7 @@ def test_what_is_not_there_is_named(name: str, model: str, message: str):
         ("[dream.model]\nintra_weight = 1", "[dream] has no source"),
         ("[dream]\nsource = 'x'\n[dream.modle]\nintra_weight = 1", "[dream] has an unknown entry 'modle'"),
         ("[dream]\nsource = 'x'\nmodel = 1", "[dream] has an unknown entry 'model'"),
+        ("[dream]\nsource = 'x'\n[dream.alignment]\nintra = 1", "[dream].alignment has 'intra'; expected intra_weight"),
         ("[dream]\nsource = 'x'\n[dream.model]\nname = 'bpr'", "a preset cannot set model.name"),
         ("[dream]\nsource = 'x'\n[dream.model]\nintra = 1", "unknown key 'intra'"),
         ("[dream]\nsource = 'x'\n[dream.training]\nepochs = 0", "training.epochs"),

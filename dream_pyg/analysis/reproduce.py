@@ -210,9 +210,10 @@ def _systems(
             for key, (ablation, weights) in ABLATIONS.items():
                 systems.append(system(key, ablation, model, *(f"model.{weight}=0" for weight in weights)))
         elif table == "table4":
-            # The paper does not say how the alignment is weighed; here it is as in DREAM on the same data.
+            # The paper does not say how the alignment is weighed; by default it is as in DREAM on the same data.
             dream = RunConfig.create(graph=graph, model="dream", preset=preset if "dream" in presets else None)
-            added = [f"model.{weight}={dream.model[weight]}" for weight in ALIGNED[model]]
+            alignment = dream.model | (presets[model].alignment if model in presets else {})
+            added = [f"model.{weight}={alignment[weight]}" for weight in ALIGNED[model]]
             systems.append(system(f"{model}_aligned", f"{name} + BMA", model, *added))
     return systems
 

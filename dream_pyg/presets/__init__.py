@@ -11,6 +11,12 @@ A preset is a TOML file with one table for each model::
     [dream.model]
     intra_weight = 0.02
 
+A model that DREAM's alignment can be added to may have a table ``alignment`` with the weights that it then takes::
+
+    [bm3.alignment]
+    intra_weight = 0.3
+    inter_weight = 0.07
+
 Those of this package lie beside this file; ``dream-pyg tune`` writes others.
 """
 
@@ -33,6 +39,8 @@ class Preset(NamedTuple):
     """Where the values come from."""
     values: dict[str, dict[str, Any]]
     """``model`` and ``training`` as in a run's configuration, those that differ from the defaults."""
+    alignment: dict[str, float]
+    """Weights of Behavior-Modal Alignment where it is added to the model (Table 4), empty if nothing is said."""
 
 
 def preset_names() -> list[str]:
@@ -89,8 +97,13 @@ def _preset(table: Any, where: str) -> Preset:
         raise ConfigError(f'{where} has no source. Say where its values come from, for example source = "published".')
     values = {section: content for section, content in table.items() if section != "source"}
     for section, content in values.items():
-        if section not in ("model", "training") or not isinstance(content, dict):
-            raise ConfigError(f"{where} has an unknown entry {section!r}; expected source, model.* and training.*.")
+        if section not in ("model", "training", "alignment") or not isinstance(content, dict):
+            raise ConfigError(
+                f"{where} has an unknown entry {section!r}; expected source, model.*, training.* and alignment.*."
+            )
         if "name" in content:
             raise ConfigError(f"{where}: a preset cannot set {section}.name; its table is named after the model.")
-    return Preset(table["source"], values)
+    alignment = values.pop("alignment", {})
+    if unknown := set(alignment) - {"intra_weight", "inter_weight"}:
+        raise ConfigError(f"{where}.alignment has {min(unknown)!r}; expected intra_weight and inter_weight.")
+    return Preset(table["source"], values, alignment)

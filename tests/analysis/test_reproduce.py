@@ -224,7 +224,10 @@ def test_table_3_sets_weights_to_zero(baby: Path, tmp_path: Path, planned):
 
 def test_table_4_adds_the_alignment_of_dream_and_changes_nothing_else(baby: Path, tmp_path: Path, planned):
     preset = tmp_path / "preset.toml"
-    preset.write_text('[dream]\nsource = "test"\n[dream.model]\nintra_weight = 0.5\ninter_weight = 0.25\n')
+    preset.write_text(
+        '[dream]\nsource = "test"\n[dream.model]\nintra_weight = 0.5\ninter_weight = 0.25\n'
+        '[bm3]\nsource = "test"\n[bm3.alignment]\nintra_weight = 1.5\n'
+    )
     table = reproduce("table4", baby, tmp_path / "out", num_seeds=1, preset=preset)
     assert [row.name for row in table.rows] == ["VBPR", "VBPR + BMA", "BM3", "BM3 + BMA", "MGCN", "MGCN + BMA"]
     pairs = list(zip(planned[::2], planned[1::2], strict=True))
@@ -235,7 +238,7 @@ def test_table_4_adds_the_alignment_of_dream_and_changes_nothing_else(baby: Path
     ]
     assert [(one.model["intra_weight"], one.model["inter_weight"]) for _, (one, _) in pairs] == [
         (0.5, 0.25),
-        (0.5, 0.25),
+        (1.5, 0.25),
         (0.5, 0.0),
     ]
     assert [row.cells[0].published for row in table.rows[:2]] == [0.0664, 0.0682]
