@@ -233,10 +233,23 @@ class RunConfig(BaseModel):
         for key, cure in (("graph", "the graph store's path"), ("model", "a model with --model NAME")):
             if key not in values:
                 raise ConfigError(f"The run has no {key!r}. Give {cure}, or set it in the config file.")
+        return cls.from_dict(values, str(file or "config"))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Check plain values; those that are left out are at their defaults.
+
+        Args:
+            values: As :meth:`to_dict` gives them.
+            where: Where they come from, for the message.
+
+        Raises:
+            ConfigError: If a key is unknown or missing, or a value is out of range.
+        """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(explain(error, str(file or "config"), cls)) from error
+            raise ConfigError(explain(error, where, cls)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

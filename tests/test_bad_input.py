@@ -494,6 +494,24 @@ def test_a_changed_config_is_refused_with_both_values(command: Command, damaged_
         results.append(command("train", "--resume", "--run", damaged_run))
 
 
+def test_a_run_from_before_an_option_is_opened_and_resumed(command: Command, damaged_run: Path):
+    for name, text in (("run.json", '"center_signal": true,'), ("config.toml", "center_signal = true")):
+        path = damaged_run / name
+        without = path.read_text().replace(text, "")
+        assert without != path.read_text()
+        path.write_text(without)
+    assert command("evaluate", damaged_run).exit_code == 0
+    assert command("train", "--resume", "--run", damaged_run).exit_code == 0
+
+
+def test_a_run_of_an_option_that_is_not_known_is_refused(command: Command, damaged_run: Path):
+    path = damaged_run / "run.json"
+    path.write_text(path.read_text().replace('"center_signal": true', '"centre_signal": true'))
+    for arguments in (("evaluate", damaged_run), ("train", "--resume", "--run", damaged_run)):
+        with refusal(damaged_run.parent, 1, "centre_signal", "another version of dream-pyg") as results:
+            results.append(command(*arguments))
+
+
 def test_resuming_with_another_config_shows_both_values(command: Command, damaged_run: Path):
     overrides = ["--set", "training.learning_rate=0.5", "--set", "model.temperature=0.7", "--seed", 9]
     shown = (

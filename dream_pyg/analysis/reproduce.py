@@ -151,7 +151,8 @@ def reproduce(
     with continuable(out, f"{table} of {info['dataset']}"):
         if table == "table1":
             return _written(_make_table(table, info, [_statistics(info)], about, complete=True), out)
-        tasks = {system.key: _tasks(system, out, info["fingerprint"], num_seeds) for system in systems}
+        known = _directories(out)
+        tasks = {system.key: _tasks(system, out, info["fingerprint"], num_seeds, known) for system in systems}
         needed = {task.run: task for of_system in tasks.values() for task in of_system}
         missing = {run: task for run, task in needed.items() if not _is_finished(task, info["fingerprint"])}
 
@@ -218,13 +219,30 @@ def _systems(
     return systems
 
 
-def _tasks(system: System, out: Path, fingerprint: str, num_seeds: int) -> list[Task]:
-    values = system.config.to_dict()
-    del values["graph"]
+def _tasks(system: System, out: Path, fingerprint: str, num_seeds: int, known: dict[str, str]) -> list[Task]:
+    name = _directory_name(system.config.to_dict(), fingerprint)
+    directory = out / "runs" / known.get(name, name)
+    return [Task(system.with_seed(seed), directory / f"seed-{seed}") for seed in range(num_seeds)]
+
+
+def _directory_name(values: dict[str, Any], fingerprint: str) -> str:
+    """What the runs of a configuration on a graph are kept under."""
+    values = {key: value for key, value in values.items() if key != "graph"}
     values["training"] = {key: value for key, value in values["training"].items() if key not in _RUN_KEYS}
     text = json.dumps({"config": values, "graph_fingerprint": fingerprint}, sort_keys=True)
-    name = f"{system.config.model_name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-    return [Task(system.with_seed(seed), out / "runs" / name / f"seed-{seed}") for seed in range(num_seeds)]
+    return f"{values['model']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _directories(out: Path) -> dict[str, str]:
+    """The directories that are there, by the names that they would have now: each new option changes the names."""
+    known = {}
+    for path in sorted((out / "runs").glob("*/seed-*")):
+        try:
+            info = read_run_info(RunPaths(path))
+        except StoreError:
+            continue  # Damaged, or of options that are no more: no row can ask for it, or it will be named then.
+        known[_directory_name(info["config"], info["graph_fingerprint"])] = path.parent.name
+    return known
 
 
 def _is_finished(task: Task, fingerprint: str) -> bool:

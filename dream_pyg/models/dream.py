@@ -15,6 +15,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.graph.co_occurrence import item_co_occurrence
 from dream_pyg.graph.sampling import ReceptiveField, inner_rows
 from dream_pyg.graph.schema import (
+    INTERACTS,
     ITEM,
     REV_INTERACTS,
     USER,
@@ -127,6 +128,10 @@ class DREAM(Recommender):
         paper; the similarity is GF-CF's (arXiv 2108.07567)."""
         num_co_occurring_items: PositiveInt = 10
         """How many items at most an item listens to for that."""
+        popularity_correction: Annotated[float, Field(ge=0, le=1)] = 0.0
+        """How far in-batch negatives are corrected for how often batches have them: a user or item of degree d weighs
+        d to the minus this, so that with 1 the sum over a batch estimates one in which all have the same share. Not in
+        the paper; from sampling-bias-corrected retrieval (doi 10.1145/3298689.3346996)."""
         alignment_precision: Precision = "auto"
         """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
 
@@ -159,6 +164,10 @@ class DREAM(Recommender):
         if self.config.co_occurrence_share:
             edge_index, _ = item_co_occurrence(graph, self.config.num_co_occurring_items, discount_active=True)
             self.register_buffer("co_occurrence_edges", edge_index, persistent=False)
+        if self.config.popularity_correction:
+            for node, edge_type in ((USER, REV_INTERACTS), (ITEM, INTERACTS)):
+                weight = _negative_weight(graph[edge_type].edge_index, self.config.popularity_correction)
+                self.register_buffer(f"negative_weight_{node}", weight, persistent=False)
         self.propagation = Propagation()
         self.alignment = BehaviorModalAlignment(
             self.config.intra_weight,
@@ -256,7 +265,14 @@ class DREAM(Recommender):
         general_user, general_item = behavior_user + modal_user, behavior_item + modal_item
         terms = {"bpr": bpr_loss(general_user[user_row], general_item[item_row], neg_item)}
         terms |= self.alignment(
-            behavior_user, behavior_item, modal_user, modal_item, user_row=user_row, item_row=item_row
+            behavior_user,
+            behavior_item,
+            modal_user,
+            modal_item,
+            user_row=user_row,
+            item_row=item_row,
+            user_weight=self._negative_weight(graph, USER, user),
+            item_weight=self._negative_weight(graph, ITEM, item),
         )
         if config.signal_weight:
             of_users = self._signal(graph, USER, user, modal_user[user_row], user_row)
@@ -266,6 +282,12 @@ class DREAM(Recommender):
             initial_rows = initial.user[batch.user], *batch.split_items(initial.item)
             terms["l2"] = config.l2_weight * l2_loss(*initial_rows)
         return terms
+
+    def _negative_weight(self, graph: HeteroData, node: str, ids: Tensor) -> Tensor | None:
+        """How much users or items of a graph count as in-batch negatives, if not all alike."""
+        if not self.config.popularity_correction:
+            return None
+        return self.get_buffer(f"negative_weight_{node}")[graph[node].n_id[ids] if "n_id" in graph[node] else ids]
 
     def _signal(self, graph: HeteroData, node: str, ids: Tensor, modal: Tensor, row: Tensor) -> Tensor:
         """Eq. 12 for the modal representation (B, D) of users or items, given by their ids and positions in these."""
@@ -298,3 +320,10 @@ class DREAM(Recommender):
             else:
                 views.append(weight * x)
         return functools.reduce(operator.add, views)
+
+
+def _negative_weight(edge_index: EdgeIndex, exponent: float) -> Tensor:
+    """Each target's degree to minus the exponent, on average 1 over the edges, of which batches are drawn."""
+    degree = torch.bincount(edge_index[1], minlength=edge_index.sparse_size(1)).clamp_(min=1)
+    weight = degree.double().pow(-exponent)
+    return (weight * degree.sum() / (weight * degree).sum()).float()

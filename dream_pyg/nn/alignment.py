@@ -50,7 +50,13 @@ def info_nce(
 
 
 def unit_info_nce(
-    query: Tensor, key: Tensor, temperature: float, *, pairs: Pairs | None = None, dtype: torch.dtype | None = None
+    query: Tensor,
+    key: Tensor,
+    temperature: float,
+    *,
+    pairs: Pairs | None = None,
+    key_weight: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """:func:`info_nce` of rows that have unit length already.
 
@@ -60,19 +66,25 @@ def unit_info_nce(
         temperature: As there.
         pairs: Which query and which key each example of the batch has; by default row b of both. So a row is multiplied
             once however often the batch has it.
+        key_weight: Factor of each key's exponential in the sum below the fraction (K,), by default 1.
         dtype: As there.
     """
     fused = temperature >= _LEAST_FUSED_TEMPERATURE
     if pairs is not None and (not fused or ranks.num_ranks() > 1):
-        query, key, pairs = query[pairs.query], key[pairs.key], None
+        query, key = query[pairs.query], key[pairs.key]
+        key_weight = None if key_weight is None else key_weight[pairs.key]
+        pairs = None
     if not fused:
-        return _cross_entropy(query, key, temperature)
+        return _cross_entropy(query, key, temperature, key_weight)
     if pairs is None:
         key, first = ranks.gather_rows(key)
         own = torch.arange(len(query), device=query.device)
-        pairs, key_count, count = Pairs(own, own + first), key.new_ones(len(key)), len(key) / ranks.num_ranks()
+        pairs, count = Pairs(own, own + first), len(key) / ranks.num_ranks()
+        key_count = key.new_ones(len(key)) if key_weight is None else ranks.gather_rows(key_weight)[0]
     else:
         key_count, count = _counts(pairs.key, key), len(pairs.key)
+        if key_weight is not None:
+            key_count.mul_(key_weight)
     return _UnitInfoNCE.apply(query, key, *pairs, key_count, count, temperature, dtype or query.dtype)
 
 
@@ -88,10 +100,14 @@ def _counts(position: Tensor, rows: Tensor) -> Tensor:
     return rows.new_zeros(len(rows)).index_add_(0, position, rows.new_ones(len(position)))
 
 
-def _cross_entropy(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+def _cross_entropy(query: Tensor, key: Tensor, temperature: float, key_weight: Tensor | None = None) -> Tensor:
     key, first = ranks.gather_rows(key)
     positive = torch.arange(first, first + len(query), device=query.device)
-    total = F.cross_entropy(query @ key.T / temperature, positive, reduction="sum")
+    logits, constant = query @ key.T / temperature, query.new_zeros(())
+    if key_weight is not None:
+        bias = ranks.gather_rows(key_weight)[0].log()
+        logits, constant = logits + bias, bias[positive].sum()
+    total = F.cross_entropy(logits, positive, reduction="sum") + constant
     return total / (len(key) / ranks.num_ranks())
 
 
@@ -102,8 +118,8 @@ class _UnitInfoNCE(torch.autograd.Function):
     of them over any batch, overflows or vanishes, and no pass for the maximum is needed. Backward needs only the
     exponentials and their row sums: q and k get the softmax-weighted sums of each other.
 
-    A pair of rows has one exponential, that counts as often as the batch has its key, in a term that counts as often as
-    the batch has its query. ``count`` is what divides the sum over the batch.
+    A pair of rows has one exponential, that counts as often as the batch has its key (times the weight of that key), in
+    a term that counts as often as the batch has its query. ``count`` is what divides the sum over the batch.
     """
 
     @staticmethod
@@ -192,6 +208,8 @@ class BehaviorModalAlignment(nn.Module):
         *,
         user_row: Tensor | None = None,
         item_row: Tensor | None = None,
+        user_weight: Tensor | None = None,
+        item_weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Both alignment losses for the users and positive items of a batch.
 
@@ -203,6 +221,8 @@ class BehaviorModalAlignment(nn.Module):
             modal_item: Modal representation of the same items.
             user_row: Which of the users each example has (B,).
             item_row: Which of the items each example has (B,).
+            user_weight: How much each of the users counts as a negative, by default 1.
+            item_weight: How much each of the items counts as a negative.
 
         Returns:
             The weighted scalars ``intra`` (Eq. 10) and ``inter`` (Eq. 11), without those of weight 0.
@@ -213,25 +233,28 @@ class BehaviorModalAlignment(nn.Module):
             )
         terms = {}
         if self.intra_weight:
-            behavior = self._info_nce(behavior_user, behavior_item, user_row, item_row)
-            modal = self._info_nce(modal_user, modal_item, user_row, item_row)
+            behavior = self._info_nce(behavior_user, behavior_item, user_row, item_row, item_weight)
+            modal = self._info_nce(modal_user, modal_item, user_row, item_row, item_weight)
             terms["intra"] = self.intra_weight * (behavior + modal)
         if self.inter_weight:
-            user = self._info_nce(behavior_user, modal_user, user_row, user_row)
-            item = self._info_nce(behavior_item, modal_item, item_row, item_row)
+            user = self._info_nce(behavior_user, modal_user, user_row, user_row, user_weight)
+            item = self._info_nce(behavior_item, modal_item, item_row, item_row, item_weight)
             terms["inter"] = self.inter_weight * (user + item)
         return terms
 
-    def _info_nce(self, query: Tensor, key: Tensor, query_row: Tensor | None, key_row: Tensor | None) -> Tensor:
+    def _info_nce(
+        self, query: Tensor, key: Tensor, query_row: Tensor | None, key_row: Tensor | None, key_weight: Tensor | None
+    ) -> Tensor:
         pairs = None if query_row is None or key_row is None else Pairs(query_row, key_row)
         if not self.normalize:
             if pairs is not None:
                 query, key = query[pairs.query], key[pairs.key]
-            return info_nce(query, key, self.temperature, normalize=False)
+                key_weight = None if key_weight is None else key_weight[pairs.key]
+            return _cross_entropy(query, key, self.temperature, key_weight)
         auto = self.precision == "auto" and self.temperature >= _LEAST_ROUNDED_TEMPERATURE
         rounded = self.precision == "bfloat16" or (auto and has_bfloat16_units(query.device))
         dtype = torch.bfloat16 if rounded and query.dtype == torch.float32 else None
-        return unit_info_nce(query, key, self.temperature, pairs=pairs, dtype=dtype)
+        return unit_info_nce(query, key, self.temperature, pairs=pairs, key_weight=key_weight, dtype=dtype)
 
     def extra_repr(self) -> str:
         """What distinguishes this module in a printed model."""

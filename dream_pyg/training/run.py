@@ -319,17 +319,24 @@ def keep_epoch(paths: RunPaths, weights: Mapping[str, Tensor], epoch: int) -> No
 
 
 def read_run_info(paths: RunPaths) -> dict[str, Any]:
-    """What ``run.json`` says.
+    """What ``run.json`` says, options that are newer than the run at their defaults.
 
     Raises:
-        StoreError: If it is missing or damaged.
+        StoreError: If it is missing or damaged, or tells of options that are not known here.
     """
     info = read_json(paths.info)
     if not isinstance(info, dict) or not isinstance(info.get("config"), dict) or "graph_fingerprint" not in info:
         raise StoreError(
             f"{paths.info} is damaged: it lacks what a run records. Restore it from a copy, or train anew."
         )
-    return info
+    try:
+        config = RunConfig.from_dict(info["config"], str(paths.info))
+    except ConfigError as error:
+        raise StoreError(
+            f"{error} The run was made by another version of dream-pyg (here is {_package_version()}), or the file was "
+            "changed. Open it with the version that it names, or train anew."
+        ) from error
+    return {**info, "config": config.to_dict()}
 
 
 def update_info(paths: RunPaths, **values: Any) -> None:

@@ -162,6 +162,22 @@ def test_what_is_there_is_not_trained_again(tables: Path, baby: Path, monkeypatc
     assert untimed(tables / "table2.json") == before
 
 
+def test_what_an_older_version_trained_is_not_trained_again(tables: Path, baby: Path, tmp_path: Path, planned):
+    # As if BPR's L2 weight and a name that depends on it were new.
+    shutil.copytree(tables, tmp_path / "out")
+    (old,) = (tmp_path / "out" / "runs").glob("bpr-*")
+    for path in old.glob("seed-*/run.json"):
+        info = json.loads(path.read_text())
+        assert info["config"]["model"].pop("l2_weight") == RunConfig.create(graph="", model="bpr").model["l2_weight"]
+        path.write_text(json.dumps(info))
+    old.rename(old.with_name("bpr-0123456789"))
+    table = reproduce("table2", baby, tmp_path / "out", num_seeds=3, models=["bpr"], overrides=SET)
+    assert planned == []
+    assert [run["test"] for run in table.rows[0].runs] == [
+        run["test"] for run in json.loads((tables / "table2.json").read_text())["rows"][0]["runs"]
+    ]
+
+
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
     """The runs that a table would train, none of which is trained."""

@@ -96,6 +96,55 @@ def test_alignment_of_rows_given_once(normalize):
     torch.testing.assert_close(once, often, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+def test_weights_of_keys_are_factors_of_their_exponentials(temperature):
+    query, key = (F.normalize(rows(n, 4, seed=n), dim=-1).requires_grad_() for n in (4, 5))
+    weight = torch.tensor([0.5, 2.0, 1.0, 4.0, 0.25], dtype=torch.float64)
+    loss = unit_info_nce(query, key, temperature, pairs=REPEATED, key_weight=weight)
+    logits = query[REPEATED.query] @ key[REPEATED.key].T / temperature
+    expected = ((logits + weight[REPEATED.key].log()).logsumexp(dim=1) - logits.diagonal()).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+    expected_grads = torch.autograd.grad(expected, (query, key))
+    for grad, expected_grad in zip(torch.autograd.grad(loss, (query, key)), expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_alignment_weighs_users_and_items_as_negatives(normalize):
+    parts = [rows(6, 4, seed=seed) for seed in range(4)]  # behavior user, behavior item, modal user, modal item
+    user_weight, item_weight = rows(6, seed=5).exp(), rows(6, seed=6).exp()
+    alignment = BehaviorModalAlignment(0.3, 0.7, temperature=TAU, normalize=normalize)
+    terms = alignment(*parts, user_weight=user_weight, item_weight=item_weight)
+    behavior_user, behavior_item, modal_user, modal_item = (
+        F.normalize(part, dim=-1) if normalize else part for part in parts
+    )
+
+    def weighed(query, key, weight):
+        logits = query @ key.T / TAU
+        return ((logits + weight.log()).logsumexp(dim=1) - logits.diagonal()).mean()
+
+    intra = weighed(behavior_user, behavior_item, item_weight) + weighed(modal_user, modal_item, item_weight)
+    inter = weighed(behavior_user, modal_user, user_weight) + weighed(behavior_item, modal_item, item_weight)
+    torch.testing.assert_close(terms, {"intra": 0.3 * intra, "inter": 0.7 * inter}, rtol=1e-12, atol=0)
+
+
+def test_weights_of_keys_make_a_batch_an_estimate_of_the_whole_catalogue():
+    key, query = F.normalize(rows(40, 8, seed=1), dim=-1), F.normalize(rows(1, 8, seed=2), dim=-1)
+    popularity = torch.arange(10, 50, dtype=torch.float64)
+    drawn = torch.multinomial(popularity, 100_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    query_row = torch.zeros_like(drawn)
+    weight = popularity.sum() / (len(key) * popularity)
+    logits = (query @ key.T).squeeze(0) / TAU
+    positive = logits[drawn].mean()
+
+    def sum_of(loss):
+        return (loss + positive).exp() / len(drawn)
+
+    corrected = sum_of(unit_info_nce(query, key, TAU, pairs=Pairs(query_row, drawn), key_weight=weight))
+    torch.testing.assert_close(corrected, logits.exp().mean(), rtol=0.02, atol=0)
+    assert not torch.isclose(sum_of(unit_info_nce(query, key, TAU, pairs=Pairs(query_row, drawn))), corrected, rtol=0.05)
+
+
 def test_gradcheck_of_info_nce_over_unit_rows():
     inputs = (rows(5, 3, seed=1).requires_grad_(), rows(5, 3, seed=2).requires_grad_())
     assert torch.autograd.gradcheck(lambda query, key: info_nce(query, key, TAU), inputs)

@@ -46,7 +46,9 @@ CASES = {
     **{name: Case(name) for name in MODELS},
     **{f"{name}-aligned": Case(name, ALIGNED) for name in ("vbpr", "bm3", "mgcn")},
     "dream-norm": Case("dream", {"squared_signal": False, "normalize_alignment": False}),
-    "dream-cold": Case("dream", {"temperature": 0.02, "signal_weight": 1.0}),
+    "dream-cold": Case("dream", {"temperature": 0.02, "signal_weight": 1.0, "popularity_correction": 0.5}),
+    "dream-corrected": Case("dream", {"popularity_correction": 1.0}),
+    "dream-corrected-sampled": Case("dream", {"popularity_correction": 1.0}, ALL_NEIGHBORS),
     "dream-best": Case(
         "dream", {"user_modal": "items", "co_occurrence_share": 0.4}, {"teacher": {"l2_weights": [1.0, 30.0]}}
     ),
