@@ -142,7 +142,9 @@ def test_weights_of_keys_make_a_batch_an_estimate_of_the_whole_catalogue():
 
     corrected = sum_of(unit_info_nce(query, key, TAU, pairs=Pairs(query_row, drawn), key_weight=weight))
     torch.testing.assert_close(corrected, logits.exp().mean(), rtol=0.02, atol=0)
-    assert not torch.isclose(sum_of(unit_info_nce(query, key, TAU, pairs=Pairs(query_row, drawn))), corrected, rtol=0.05)
+    assert not torch.isclose(
+        sum_of(unit_info_nce(query, key, TAU, pairs=Pairs(query_row, drawn))), corrected, rtol=0.05
+    )
 
 
 def test_gradcheck_of_info_nce_over_unit_rows():
