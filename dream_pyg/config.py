@@ -161,9 +161,10 @@ class RunConfig(BaseModel):
     num_neighbors: PositiveInt | None = None
     """Neighbours of each node in the relation graphs, at most as many as the store keeps; by default all of them."""
     feature_precision: FeaturePrecision = "auto"
-    """Type in which features are held and multiplied. ``auto`` is float32 or, where graphs are sampled, ``stored``:
-    they stay in their file as they are, and only rows in use are read. bfloat16 takes half the memory of float32 and,
-    where the processor has units for it, half the time of projections and of the similarity-supervised signal."""
+    """Type in which features are held and multiplied. ``auto`` is float32 or, where graphs are sampled or nothing reads
+    features, ``stored``: they stay in their file as they are, and only rows in use are read. bfloat16 takes half the
+    memory of float32 and, where the processor has units for it, half the time of projections and of the
+    similarity-supervised signal."""
     model: dict[str, Any]
     """``name`` and the hyper-parameters of that model's ``Config``, fully resolved."""
     training: TrainingConfig = TrainingConfig()
@@ -189,7 +190,14 @@ class RunConfig(BaseModel):
         """What ``feature_precision`` comes to."""
         if self.feature_precision != "auto":
             return self.feature_precision
-        return "float32" if self.training.sampling is None else "stored"
+        return "float32" if self.training.sampling is None and self._reads_features() else "stored"
+
+    def _reads_features(self) -> bool:
+        """Whether the model or its teacher does."""
+        teacher = self.training.teacher
+        kinds = [(self.model_name, self.hyperparameters)]
+        kinds += [(teacher.model["name"], teacher.candidates[0])] if teacher is not None and teacher.share else []
+        return any(find_model(name).reads_features(hyperparameters) for name, hyperparameters in kinds)
 
     @classmethod
     def create(
@@ -271,7 +279,7 @@ class RunConfig(BaseModel):
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """One line for each key in which two nested tables of plain values differ."""
-    mine, theirs = _flatten(here), _flatten(there)
+    mine, theirs = flatten(here), flatten(there)
     return [
         f"{key}: {mine.get(key, 'not set')} here, {theirs.get(key, 'not set')} there"
         for key in sorted(mine.keys() | theirs.keys())
@@ -352,11 +360,12 @@ def _parse_value(text: str) -> Any:
         return text  # A bare word is a string, so that nobody has to quote twice in a shell.
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, whose keys are joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -22,7 +22,7 @@ from dream_pyg.errors import ConfigError, DataError
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, label_name
 from dream_pyg.models.base import Embeddings, Scorer
-from dream_pyg.ranking import SeenItems, may_hit, rank_blocks
+from dream_pyg.ranking import may_hit, rank_blocks
 
 METRICS = {
     "recall": LinkPredRecall,
@@ -84,7 +84,7 @@ def evaluate(
     masked = [] if split == "train" else [store[label_name("train")]]
     if mask_valid and split == "test":
         masked.append(store[label_name("valid")])
-    seen = SeenItems.from_pairs(torch.cat(masked, dim=1), graph[USER].num_nodes) if masked else None
+    seen = UserItems.from_pairs(torch.cat(masked, dim=1), graph[USER].num_nodes) if masked else None
     wanted = UserItems.from_pairs(targets, graph[USER].num_nodes)
 
     device = targets.device

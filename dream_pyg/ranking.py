@@ -17,10 +17,6 @@ _SCREENING_ITEMS = 256
 """Enough to tell nine users of ten that what they want is not in their top 20."""
 
 
-class SeenItems(UserItems):
-    """The items to leave out for each user."""
-
-
 class Ranking(NamedTuple):
     """The best items of some users, best first; item -1 with score -inf where a user has fewer."""
 
@@ -29,7 +25,7 @@ class Ranking(NamedTuple):
     score: Tensor  # (N, K)
 
 
-def rank_blocks(scorer: Scorer, user: Tensor, k: int, seen: SeenItems | None = None) -> Iterator[Ranking]:
+def rank_blocks(scorer: Scorer, user: Tensor, k: int, seen: UserItems | None = None) -> Iterator[Ranking]:
     """Rank the whole catalogue for users, a block of users at a time.
 
     Args:
@@ -53,13 +49,13 @@ def rank_blocks(scorer: Scorer, user: Tensor, k: int, seen: SeenItems | None = N
         yield Ranking(block, top.indices.masked_fill(top.values == -torch.inf, -1), top.values)
 
 
-def recommend(scorer: Scorer, user: Tensor, k: int, seen: SeenItems | None = None) -> Ranking:
+def recommend(scorer: Scorer, user: Tensor, k: int, seen: UserItems | None = None) -> Ranking:
     """The top-k items of users; see :func:`rank_blocks`, whose blocks this joins."""
     blocks = rank_blocks(scorer, user, k, seen)
     return Ranking(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def may_hit(embeddings: Embeddings, user: Tensor, wanted: UserItems, k: int, seen: SeenItems | None = None) -> Tensor:
+def may_hit(embeddings: Embeddings, user: Tensor, wanted: UserItems, k: int, seen: UserItems | None = None) -> Tensor:
     """Which users may have a wanted item in their top k; the others certainly have none, whatever their ranking.
 
     Scored are only the items that users like best on average: where so many of them beat everything that a user wants

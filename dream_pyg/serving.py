@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from dream_pyg.data.files import atomic_directory, atomic_path, save_tensors, sha256_file, write_json
 from dream_pyg.errors import ConfigError, DataError, StoreError
+from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, label_name
-from dream_pyg.ranking import Ranking, SeenItems, rank_blocks
+from dream_pyg.ranking import Ranking, rank_blocks
 from dream_pyg.training.run import Run
 
 TABLE_FORMATS = (".parquet", ".csv", ".json")
@@ -58,7 +59,7 @@ def recommend_table(
     if not include_seen:
         splits = ("train", "valid", "test") if mask_held_out else ("train",)
         pairs = torch.cat([store[label_name(split)] for split in splits], dim=1)
-        seen = SeenItems.from_pairs(pairs, run.model.num_users)
+        seen = UserItems.from_pairs(pairs, run.model.num_users)
     blocks = rank_blocks(run.scorer(), rows.to(store.edge_index.device), k, seen)
     return pl.concat([_frame(run, block) for block in blocks])
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dream_pyg import ranking
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.models import Embeddings, ItemWeights, base
-from dream_pyg.ranking import SeenItems, may_hit, rank_blocks, recommend
+from dream_pyg.ranking import may_hit, rank_blocks, recommend
 from tests.oracles import ranking as oracle
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -41,7 +41,7 @@ def test_rankings_are_those_of_sorting_whatever_the_block(seed, num_users, num_i
     generator = np.random.default_rng(seed)
     scores, pairs = (make(generator, num_users, num_items) for make in (random_scores, random_pairs))
     users = generator.integers(0, num_users, generator.integers(0, 10))  # repeated, in any order, maybe none
-    seen = SeenItems.from_pairs(torch.from_numpy(pairs), num_users)
+    seen = UserItems.from_pairs(torch.from_numpy(pairs), num_users)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ranking, "_BLOCK_SCORES", block_scores)
         ranked = recommend(scored(scores), torch.from_numpy(users), k, seen)
@@ -61,7 +61,7 @@ def test_seen_items_are_the_pairs_row_by_row(seed, num_users, num_items):
     generator = np.random.default_rng(seed)
     pairs = random_pairs(generator, num_users, num_items)
     users = generator.integers(0, num_users, 5)
-    row, item = SeenItems.from_pairs(torch.from_numpy(pairs), num_users).coordinates(torch.from_numpy(users))
+    row, item = UserItems.from_pairs(torch.from_numpy(pairs), num_users).coordinates(torch.from_numpy(users))
     expected = sorted((position, i) for position, user in enumerate(users) for i in pairs[1, pairs[0] == user])
     assert sorted(zip(row.tolist(), item.tolist(), strict=True)) == expected
 
@@ -75,7 +75,7 @@ def test_without_seen_items_everything_is_ranked():
 def test_an_item_of_score_minus_infinity_is_not_ranked():
     ranked = recommend(scored(np.array([[1.0, 0.0, 2.0]])), torch.tensor([0]), 2)
     assert ranked.item.tolist() == [[2, 0]]
-    all_seen = SeenItems.from_pairs(torch.tensor([[0, 0, 0], [0, 1, 2]]), 1)
+    all_seen = UserItems.from_pairs(torch.tensor([[0, 0, 0], [0, 1, 2]]), 1)
     ranked = recommend(scored(np.array([[1.0, 0.0, 2.0]])), torch.tensor([0]), 2, all_seen)
     assert ranked.item.tolist() == [[-1, -1]]
 
@@ -111,7 +111,7 @@ def test_memory_is_bounded_whatever_the_number_of_users(monkeypatch, block_score
     num_users, num_items = 400, 100
     generator = torch.Generator().manual_seed(0)
     embeddings = Embeddings(torch.randn(num_users, 2, generator=generator), torch.randn(num_items, 2))
-    seen = SeenItems.from_pairs(torch.stack([torch.arange(num_users), torch.arange(num_users) % num_items]), num_users)
+    seen = UserItems.from_pairs(torch.stack([torch.arange(num_users), torch.arange(num_users) % num_items]), num_users)
     users = torch.arange(num_users)
     with LargestTensor() as largest:
         for _ in rank_blocks(embeddings, users, 10, seen):
@@ -150,7 +150,7 @@ def test_item_weights_score_by_what_a_user_took(seed, num_users, num_items, spar
 def test_item_weights_rank_alike_in_blocks_and_never_all_at_once(sparse, monkeypatch):
     num_users, num_items = 90, 40
     scorer = random_item_weights(np.random.default_rng(0), num_users, num_items, sparse)
-    seen, users = SeenItems(*scorer.history), torch.arange(num_users)
+    seen, users = UserItems(*scorer.history), torch.arange(num_users)
     whole = recommend(scorer, users, 5, seen)
     monkeypatch.setattr(ranking, "_BLOCK_SCORES", 3 * num_items)
     monkeypatch.setattr(base, "_WEIGHTS_AT_ONCE", 7)
@@ -183,8 +183,7 @@ def test_who_cannot_hit_has_no_wanted_item_in_the_top(seed, num_users, num_items
     taken = generator.random((num_users, num_items)) < 0.3
     wants = (generator.random((num_users, num_items)) < 0.2) & ~taken
     wanted, seen = (
-        kind.from_pairs(torch.from_numpy(np.stack(np.nonzero(pairs))), num_users)
-        for kind, pairs in ((UserItems, wants), (SeenItems, taken))
+        UserItems.from_pairs(torch.from_numpy(np.stack(np.nonzero(pairs))), num_users) for pairs in (wants, taken)
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ranking, "_SCREENING_ITEMS", screening_items)

@@ -12,7 +12,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER, label_name
 from dream_pyg.models.base import Scorer
-from dream_pyg.ranking import SeenItems, rank_blocks
+from dream_pyg.ranking import rank_blocks
 
 ITEM_GROUPS = ("rare", "middle", "popular")
 USER_GROUPS = ("quiet", "middle", "active")
@@ -84,7 +84,7 @@ def _hits(scorer: Scorer, graph: HeteroData, k: int, split: str) -> Iterator[_Hi
     """Rank the catalogue less train items for every user of a split."""
     train, targets = graph[INTERACTS][label_name("train")], graph[INTERACTS][label_name(split)]
     num_users = int(graph[USER].num_nodes)
-    seen, wanted = SeenItems.from_pairs(train, num_users), UserItems.from_pairs(targets, num_users)
+    seen, wanted = UserItems.from_pairs(train, num_users), UserItems.from_pairs(targets, num_users)
     for block in rank_blocks(scorer, targets[0].unique(), k, seen):
         row, item = wanted.coordinates(block.user)
         hit = (block.item[row] == item.unsqueeze(1)).any(dim=1).float()

@@ -134,7 +134,7 @@ def modal_forgetting(run: Run) -> pl.DataFrame:
     for modality in feature_modalities(run.graph):
         store = run.graph[ITEM]
         has = store[mask_name(modality)]
-        rows = _centred_unit_rows(store[feature_name(modality)][has])
+        rows = _centred_unit_rows(store[feature_name(modality)][has].float())
         references[modality] = has, rows, _gram_norm(rows)
     if not references:
         raise ConfigError(f"The graph of {run.paths.root} has no features to compare with. Take a run on one that has.")

@@ -33,7 +33,7 @@ from dream_pyg.analysis.search_spaces import (
     describe_space,
     search_space,
 )
-from dream_pyg.config import RunConfig
+from dream_pyg.config import RunConfig, flatten
 from dream_pyg.data.files import read_json, write_json, write_text
 from dream_pyg.errors import ConfigError, ResumeError, StoreError, TrainingError
 from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
@@ -344,7 +344,7 @@ def _open(out: Path, description: dict[str, Any]) -> None:
     """Make the study's directory, or check that what is there is this study and no other."""
     if (out / STUDY).is_file():
         there = read_json(out / STUDY)
-        mine, theirs = _flat(description), _flat(there)
+        mine, theirs = flatten(description), flatten(there)
         changed = [key for key in mine if mine[key] != theirs.get(key)]
         changed += [key for key in theirs if key.startswith(("space.", "config.")) and key not in mine]
         if changed:
@@ -434,10 +434,3 @@ def _as_preset(
         if own := {**begun_at.get(section, {}), **own}:
             table[section] = own
     return tomli_w.dumps({description["model"]: table})
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

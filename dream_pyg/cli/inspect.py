@@ -9,7 +9,7 @@ from typing import Any, cast
 import click
 
 from dream_pyg.cli.output import format_option, print_json, print_table
-from dream_pyg.config import RunConfig
+from dream_pyg.config import RunConfig, flatten
 from dream_pyg.data.files import read_json
 from dream_pyg.graph.store import load_graph
 from dream_pyg.models import MODELS
@@ -27,7 +27,7 @@ def inspect(path: Path, output_format: str) -> None:
     if output_format == "json":
         print_json(described)
     else:
-        print_table([{"": key, "value": value} for key, value in _flat(described).items()])
+        print_table([{"": key, "value": value} for key, value in flatten(described).items()])
 
 
 @click.command(epilog="\b\nExample:\n  dream-pyg models --format json")
@@ -52,7 +52,7 @@ def models(output_format: str) -> None:
         for name, default in entry["hyper-parameters"].items():
             click.echo(f"{'':<14}{name} = {default}")
         for name, preset in entry["presets"].items():
-            values = ", ".join(f"{key} = {value}" for key, value in _flat(preset["values"]).items())
+            values = ", ".join(f"{key} = {value}" for key, value in flatten(preset["values"]).items())
             click.echo(f"{'':<12}preset {name}: {values} ({preset['source']})")
 
 
@@ -61,10 +61,3 @@ def _describe_run(paths: RunPaths) -> dict[str, Any]:
     if paths.test_metrics.is_file():
         described["test"] = read_json(paths.test_metrics)
     return described
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
-    return flat

@@ -62,6 +62,19 @@ def _has_any(*units: str) -> bool:
     return any(capabilities.get(unit) for unit in units)
 
 
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Let products of float32 be of float32, and those of bfloat16 add up in float32, whatever the process asks for."""
+    cuda, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = cuda.fp32_precision, mkldnn.fp32_precision, cuda.allow_bf16_reduced_precision_reduction
+    cuda.fp32_precision = mkldnn.fp32_precision = "ieee"
+    cuda.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        cuda.fp32_precision, mkldnn.fp32_precision, cuda.allow_bf16_reduced_precision_reduction = before
+
+
 def keep_few_kernels() -> None:
     """Have oneDNN, and PyTorch's binding of it, keep the kernels for 128 shapes of matrices instead of 1,024.
 

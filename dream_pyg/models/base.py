@@ -201,6 +201,11 @@ class Recommender(nn.Module):
         self.num_items = int(graph[ITEM].num_nodes)
 
     @classmethod
+    def reads_features(cls, config: Any) -> bool:
+        """Whether features, if the graph has them, say anything to a model of a configuration."""
+        return cls.requirements(config).features
+
+    @classmethod
     def requirements(cls, config: Any) -> Requirements:
         """What a graph must hold for this configuration; by default what the class says it needs."""
         return Requirements(cls.needs_features, cls.needs_item_knn, cls.needs_user_knn)

@@ -86,6 +86,11 @@ class FREEDOM(Recommender):
 
     needs_item_knn: ClassVar[bool] = True
 
+    @classmethod
+    def reads_features(cls, config: Any) -> bool:
+        """If they have a BPR of their own."""
+        return bool(config.modality_bpr_weight)
+
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
         self.modality_weights = item_graph_weights(graph, self.config.modality_weights, "FREEDOM")

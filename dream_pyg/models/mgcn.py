@@ -24,6 +24,7 @@ from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.alignment import info_nce
 from dream_pyg.nn.gates import FilterGate
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
+from dream_pyg.nn.item_structure import normalized_weight
 from dream_pyg.nn.losses import bpr_loss, l2_loss
 from dream_pyg.nn.propagation import Propagation
 
@@ -139,11 +140,7 @@ class MGCN(Recommender):
     def item_graph(self, graph: HeteroData, modality: str) -> tuple[Tensor, Tensor]:
         """A modality's kNN edges, weighted by cosine and normalised by the sums of what each item chose."""
         store = graph[knn_edge(ITEM, modality)]
-        similarity = store.similarity.clamp(min=0)
-        degree = self.propagation(similarity.new_ones(self.num_items, 1), store.edge_index, similarity).squeeze(1)
-        inverse_root = torch.where(degree > 0, degree.rsqrt(), 0.0)
-        source, target = store.edge_index[0], store.edge_index[1]
-        return store.edge_index, similarity * inverse_root[source] * inverse_root[target]
+        return store.edge_index, normalized_weight(store.similarity, store.edge_index)
 
     def fuse(self, views: dict[str, Tensor], behavior: Tensor) -> Tensor:
         """What modalities share, and what is specific to each as far as behavior prefers it."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.csr import csr_product
+from dream_pyg.graph.csr import csr_product, row_entries
 from dream_pyg.graph.schema import DESCRIBES, ITEM, REV_INTERACTS, USER, count_name, feature_name
 from dream_pyg.nn.propagation import Propagation
 
@@ -51,11 +51,10 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
         One row per given user (B, F), of the features' type; half precision becomes float32.
     """
     (pointer, item), _ = describing_edges(graph).get_csc()
-    start, degree = pointer[user], pointer[user + 1] - pointer[user]
-    batch_pointer = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
-    offset = torch.repeat_interleave(start - batch_pointer[:-1], degree)
-    batch_item = item[torch.arange(len(offset), device=item.device) + offset]
+    row, entry = row_entries(pointer, user)
+    item = item[entry]
+    batch_pointer = torch.searchsorted(row, torch.arange(len(user) + 1, device=row.device))
     features = graph[ITEM][feature_name(modality)]
     if features.dtype == torch.float16:  # only the rows in use are converted
-        features, batch_item = features.index_select(0, batch_item).float(), torch.arange(len(batch_item))
-    return csr_product(batch_pointer, batch_item, None, (len(user), len(features)), features)
+        features, item = features.index_select(0, item).float(), torch.arange(len(item), device=item.device)
+    return csr_product(batch_pointer, item, None, (len(user), len(features)), features)

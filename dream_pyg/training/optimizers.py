@@ -45,6 +45,8 @@ class LazyAdam(torch.optim.Optimizer):
         if not state:
             state["step"] = torch.zeros((), device=table.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        # A checkpoint is read into the CPU's memory, and only moments follow their table from there.
+        state["step"] = state["step"].to(table.device)
         gradient = table.grad.coalesce()  # type: ignore[union-attr]
         (node,) = gradient.indices()
         whole = (table, state["exp_avg"], state["exp_avg_sq"])

@@ -126,18 +126,20 @@ class Run:
 
     def scorer(self) -> Scorer:
         """What scores every user and item: embeddings, or item weights."""
-        return self.lines()["general"]
+        with torch.no_grad():
+            self.model.eval()
+            # A model may return its parameters themselves, which know gradients even here.
+            scorer: Scorer = self.model(self.graph)
+            return scorer.detach()
 
     @torch.no_grad()
     def lines(self) -> dict[str, Scorer]:
         """``general`` and, for a model with two lines, ``behavior`` and ``modal`` apart."""
-        self.model.eval()
-        lines: dict[str, Scorer] = {"general": self.model(self.graph)}
+        lines = {"general": self.scorer()}
         dual = self.model.dual_representations(self.graph)
         if dual is not None:
-            lines |= {"behavior": dual.behavior, "modal": dual.modal}
-        # A model may return its parameters themselves, which know gradients even here.
-        return {name: line.detach() for name, line in lines.items()}
+            lines |= {"behavior": dual.behavior.detach(), "modal": dual.modal.detach()}
+        return lines
 
 
 def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None = None) -> Run:
@@ -181,17 +183,21 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     return Run(paths, config, stored, prepared, model)
 
 
-def load_best(paths: RunPaths, model: Recommender) -> None:
+def load_best(paths: RunPaths, model: Recommender) -> dict[str, str]:
     """Give a model the weights of the best epoch.
+
+    Returns:
+        What was written with them: the ``epoch``, and ``valid``, its metrics as JSON.
 
     Raises:
         StoreError: If they are damaged or those of another model.
     """
-    weights, _ = load_tensors(paths.best)
+    weights, metadata = load_tensors(paths.best)
     try:
         load_weights(model, weights)
     except RuntimeError as error:
         raise StoreError(f"{paths.best} does not fit the model of {paths.config}: {error}") from error
+    return metadata
 
 
 def make_model(config: RunConfig, graph: HeteroData, device: torch.device | None = None) -> Recommender:
@@ -261,7 +267,8 @@ def prepare_graph(
         device: Where to put it.
         num_neighbors: How many neighbours to keep in its relation graphs; see
             :func:`~dream_pyg.graph.relations.cut_neighbors`.
-        feature_precision: Type of the feature matrices in memory; ``stored`` leaves them in their file, as they are.
+        feature_precision: Type of the feature matrices in memory; with ``stored`` they stay as they are, on the CPU in
+            their file.
     """
     prepared = copy.copy(cut_neighbors(graph, num_neighbors)).to(device)
     for modality in feature_modalities(prepared) if feature_precision != "stored" else ():

@@ -17,9 +17,10 @@ from dream_pyg.config import TeacherConfig
 from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.errors import ConfigError
 from dream_pyg.evaluation import evaluate
+from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, USER, label_name
 from dream_pyg.models import Recommender, Scorer, find_model
-from dream_pyg.ranking import SeenItems, recommend
+from dream_pyg.ranking import recommend
 from dream_pyg.training.run import check_requirements
 
 logger = logging.getLogger("dream_pyg")
@@ -78,7 +79,7 @@ def teach(graph: HeteroData, config: TeacherConfig) -> TaughtItems:
     everyone = torch.arange(num_users, device=train.device)
     with torch.no_grad():
         scorer = _solve(graph, config)
-        ranking = recommend(scorer, everyone, config.num_items, SeenItems.from_pairs(train, num_users))
+        ranking = recommend(scorer, everyone, config.num_items, UserItems.from_pairs(train, num_users))
     # What a teacher does not score, as item-kNN most items, it knows nothing of: its order there is that of ids.
     item = ranking.item.masked_fill(ranking.score <= 0, -1).cpu()
     return TaughtItems.of(ranks.first_says(item), config)

@@ -438,12 +438,15 @@ def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: 
         if not known:
             session.let_go()  # of the trained model, so that there is room for the one with the best weights
 
-            def open_best() -> Run:
+            def open_best() -> tuple[Run, dict[str, str]]:
                 model = make_model(config, session.graph, session.device)
-                load_best(paths, model)
-                return Run(paths, config, stored, session.graph, model)
+                metadata = load_best(paths, model)
+                return Run(paths, config, stored, session.graph, model), metadata
 
-            lines = evaluate_lines(ranks.together(open_best), "test", num_users=session.config.eval_users)
+            run, written = ranks.together(open_best)
+            # A run that was killed after a better epoch, and resumed to other roundings, may not find that one again.
+            session.best_epoch, session.best_metrics = int(written["epoch"]), json.loads(written["valid"])
+            lines = evaluate_lines(run, "test", num_users=session.config.eval_users)
             ranks.first_does(lambda: write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": lines}))
         metrics = read_json(paths.test_metrics)["lines"]["general"]
     ended = {"status": "finished", "epochs": session.epoch, "best_epoch": session.best_epoch}

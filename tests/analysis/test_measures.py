@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from dream_pyg.analysis.measures import (
 )
 from dream_pyg.data.files import load_tensors, read_json
 from dream_pyg.errors import ConfigError, StoreError
+from dream_pyg.graph.schema import ITEM, feature_modalities, feature_name
 from dream_pyg.models import DualRepresentations, Embeddings, Recommender
 from dream_pyg.models.base import xavier_embedding
 from dream_pyg.training.run import Run, RunPaths, keep_epoch, load_run
@@ -80,6 +82,15 @@ class _Lines(torch.nn.Module):
 
     def forward(self) -> DualRepresentations:
         return self.model.dual_representations(self.graph)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_forgetting_reads_features_of_half_precision(run: Run, dtype: torch.dtype):
+    exact = modal_forgetting(run)
+    half = dataclasses.replace(run, graph=copy.copy(run.graph))
+    for modality in feature_modalities(run.graph):
+        half.graph[ITEM][feature_name(modality)] = run.graph[ITEM][feature_name(modality)].to(dtype)
+    np.testing.assert_allclose(modal_forgetting(half)["distance"], exact["distance"], atol=0.02)
 
 
 def test_kept_epochs_begin_untrained_and_differ(run: Run):

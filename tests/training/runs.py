@@ -11,9 +11,10 @@ import torch
 
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import load_tensors, read_json
+from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import StoredGraph
-from dream_pyg.ranking import SeenItems, recommend
+from dream_pyg.ranking import recommend
 from dream_pyg.training.checkpoint import load_checkpoint
 from dream_pyg.training.run import RunPaths, load_run
 from dream_pyg.training.trainer import train
@@ -75,7 +76,7 @@ def assert_learns(blocks: PlantedBlocks, config: RunConfig, run: Path) -> None:
     train(config, run)
     trained = load_run(run, device="cpu")
     users = torch.arange(len(blocks.user_block))
-    seen = SeenItems.from_pairs(trained.graph[INTERACTS][label_name("train")], len(users))
+    seen = UserItems.from_pairs(trained.graph[INTERACTS][label_name("train")], len(users))
     best = recommend(trained.scorer(), users, 1, seen).item.squeeze(1)
     np.testing.assert_array_equal(blocks.item_block[best], blocks.user_block)
 

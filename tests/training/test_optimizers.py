@@ -52,3 +52,18 @@ def test_state_is_saved_and_loaded():
     second.load_state_dict(first.state_dict())
     for name, value in first.state[table].items():
         assert torch.equal(second.state[table][name], value)
+
+
+def test_the_number_of_steps_follows_the_table_to_its_device(monkeypatch):
+    table = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = LazyAdam([table], lr=0.1)
+    F.embedding(torch.tensor([1]), table, sparse=True).sum().backward()
+    optimizer.step()
+    other = torch.nn.Parameter(torch.ones(4, 2, device="meta"))
+    loaded = LazyAdam([other], lr=0.1)
+    loaded.load_state_dict(optimizer.state_dict())
+    other.grad = torch.sparse_coo_tensor(torch.zeros(1, 1), torch.ones(1, 2), (4, 2), device="meta")
+    devices = []
+    monkeypatch.setattr("dream_pyg.training.optimizers.adam", lambda *lists, **_: devices.extend(lists[5]))
+    loaded.step()
+    assert [step.device.type for step in devices] == ["meta"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from dream_pyg.data.files import load_tensors, read_json
 from dream_pyg.errors import Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.models import DREAM, Batch
 from dream_pyg.training import trainer
-from dream_pyg.training.run import RunPaths, load_run, make_model, prepare_graph
+from dream_pyg.training.run import RunPaths, load_run, make_model, prepare_graph, read_run_info
 from dream_pyg.training.trainer import train
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import PlantedBlocks
@@ -292,6 +294,19 @@ def test_keeps_the_weights_of_the_best_epoch(stored, finished, tmp_path, monkeyp
     train(configure(stored, epochs=2), tmp_path / "two")
     assert_same(weights, dict(read_checkpoint(tmp_path / "two")["model"]))
     assert_same(read_checkpoint(tmp_path / "run")["model"], read_checkpoint(finished)["model"])
+
+
+def test_weights_of_a_later_best_epoch_than_the_state_knows_are_tested_as_what_they_are(stored, tmp_path, monkeypatch):
+    # As if the run was killed after epoch 3 was saved as the best, before the checkpoint that knows of it.
+    pretend_metrics(monkeypatch, [0.1, 0.2, 0.3, 0.0])
+    train(configure(stored, epochs=3), tmp_path / "run", test=False)
+    best = load_tensors(RunPaths(tmp_path / "run").best)
+    pretend_metrics(monkeypatch, [0.1, 0.2, 0.15, 0.0])
+    train(configure(stored, epochs=3), tmp_path / "other", test=False)
+    shutil.copy(RunPaths(tmp_path / "run").best, RunPaths(tmp_path / "other").best)
+    result = train(configure(stored, epochs=3), tmp_path / "other", resume=True)
+    assert (result.best_epoch, result.valid_metrics) == (3, json.loads(best[1]["valid"]))
+    assert read_run_info(RunPaths(tmp_path / "other"))["best_epoch"] == 3
 
 
 def test_patience_counts_evaluations_not_epochs(stored, tmp_path, monkeypatch):

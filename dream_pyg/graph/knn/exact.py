@@ -25,6 +25,7 @@ from torch import Tensor
 from dream_pyg import ranks
 from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists, list_room
 from dream_pyg.graph.knn.rows import Rows
+from dream_pyg.graph.processor import exact_products
 
 _PANEL_BYTES = 64 << 20
 _INTEGER_PANEL_BYTES = 80 << 20
@@ -100,6 +101,7 @@ Steps = Callable[[Sequence[Strip], CandidateLists], Iterable[Strip]]
 """Gives the strips that are to be done, one after the other; in between the lists hold what was found so far."""
 
 
+@exact_products()
 def exact_candidates(
     rows: Rows, count: int, *, dtypes: Sequence[torch.dtype], device: torch.device, steps: Steps | None = None
 ) -> CandidateBlocks:

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dream_pyg.data.features import FeatureMatrix
 from dream_pyg.data.files import whole_file
@@ -32,6 +33,11 @@ class MeanRows:
         self.count = np.bincount(pairs[0], minlength=num_rows)
         self.pointer = np.concatenate([[0], self.count.cumsum()])
         self.features = features
+        with warnings.catch_warnings():
+            # A memory-mapped file is read-only, and only read here. Said once, before threads ask for rows.
+            warnings.simplefilter("ignore", UserWarning)
+            in_place = features.dtype == np.float32
+            self._matrix = torch.from_numpy(np.ascontiguousarray(features.matrix)) if in_place else None
         self.shape = (num_rows, features.shape[1])
 
     def take(self, start: int, stop: int) -> NDArray[np.float32]:
@@ -45,10 +51,10 @@ class MeanRows:
         entry = np.arange(pointer[-1]) + np.repeat(self.pointer[index] - pointer[:-1], count)
         item = self.item[entry]
         weight = np.repeat(1 / np.maximum(count, 1), count).astype(np.float32)
-        if self.features.dtype == np.float32:
+        if self._matrix is not None:
             # In place, without a copy of the rows.
             with whole_file(self.features.matrix):
-                return _weighted_sums(self.features.matrix, self.features.row_of_item[item], pointer, weight)
+                return _weighted_sums(self._matrix, self.features.row_of_item[item], pointer, weight)
         unique, position = np.unique(item, return_inverse=True)
         total = np.zeros((len(index), self.shape[1]), dtype=np.float32)
         # Rows arrive in chunks, so memory stays bounded however many there are.
@@ -56,22 +62,14 @@ class MeanRows:
         for first in range(0, len(unique), chunk):
             within = (position >= first) & (position < first + chunk)
             kept_before = np.concatenate([[0], np.cumsum(within)])
-            rows = self.features.take_rows(unique[first : first + chunk])
+            rows = torch.from_numpy(self.features.take_rows(unique[first : first + chunk]))
             total += _weighted_sums(rows, position[within] - first, kept_before[pointer], weight[within])
         return total
 
 
 def _weighted_sums(
-    rows: NDArray[np.float32], index: NDArray[np.int64], pointer: NDArray[np.int64], weight: NDArray[np.float32]
+    rows: Tensor, index: NDArray[np.int64], pointer: NDArray[np.int64], weight: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The weighted sum of some rows for each stretch of ``index`` (R, F)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # A memory-mapped file is read-only, and only read here.
-        matrix = torch.from_numpy(np.ascontiguousarray(rows))
-    return csr_product(
-        torch.from_numpy(pointer),
-        torch.from_numpy(index),
-        torch.from_numpy(weight),
-        (len(pointer) - 1, len(rows)),
-        matrix,
-    ).numpy()
+    parts = torch.from_numpy(pointer), torch.from_numpy(index), torch.from_numpy(weight)
+    return csr_product(*parts, (len(pointer) - 1, len(rows)), rows).numpy()
