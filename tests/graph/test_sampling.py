@@ -11,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.data import HeteroData
+from torch_geometric.sampler import NeighborSampler as PyGSampler
+from torch_geometric.sampler import NodeSamplerInput
 
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.edges import add_interaction_edges
@@ -90,6 +92,30 @@ def test_the_batch_comes_first_and_no_node_twice(graph, batch):
         ids = neighborhood.nodes[node]
         assert ids[: neighborhood.num_seeds[node]].tolist() == seeds.unique().tolist()
         assert len(np.unique(ids)) == len(ids)
+
+
+@pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without a 'pyg-lib'")
+def test_all_neighbours_are_those_that_pyg_draws_over_torch_sparse(graph):
+    pytest.importorskip("torch_sparse", reason="the reference needs torch-sparse: make test installs it")
+    plain = HeteroData()
+    for node in (USER, ITEM):
+        plain[node].num_nodes = graph[node].num_nodes
+    for edge_type in (INTERACTS, REV_INTERACTS):
+        plain[edge_type].edge_index = graph[edge_type].edge_index.as_tensor()
+    user = torch.tensor([3, 5, 8])
+    reference = PyGSampler(plain, num_neighbors={key: [-1, -1] for key in plain.edge_types}).sample_from_nodes(
+        NodeSamplerInput(input_id=None, node=user, input_type=USER)
+    )
+    nothing = torch.empty(0, dtype=torch.long)
+    drawn = NeighborSampler(graph, HOPS, FanOuts((-1, -1), -1, -1)).draw(user, nothing, np.random.default_rng(0))
+    for node, ids in reference.node.items():
+        assert sorted(ids.tolist()) == sorted(drawn.nodes[node].tolist())
+    for edge_type, row in reference.row.items():
+        source, _, target = edge_type
+        edges = drawn.edges[edge_type]
+        ours = zip(drawn.nodes[source][edges.source].tolist(), drawn.nodes[target][edges.target].tolist(), strict=True)
+        theirs = reference.node[source][row], reference.node[target][reference.col[edge_type]]
+        assert sorted(ours) == sorted(zip(*(ids.tolist() for ids in theirs), strict=True))
 
 
 def test_edges_are_edges_of_the_graph_and_none_comes_twice(graph, batch):
