@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from dream_pyg.data.files import write_text
-from dream_pyg.data.validation import explain
+from dream_pyg.data.validation import differences, explain
 from dream_pyg.errors import ConfigError
 from dream_pyg.evaluation import parse_metric
 from dream_pyg.models import MODELS, find_model
@@ -277,16 +277,6 @@ class RunConfig(BaseModel):
         return differences(self.to_dict(), other.to_dict() if isinstance(other, RunConfig) else other)
 
 
-def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """One line for each key in which two nested tables of plain values differ."""
-    mine, theirs = flatten(here), flatten(there)
-    return [
-        f"{key}: {mine.get(key, 'not set')} here, {theirs.get(key, 'not set')} there"
-        for key in sorted(mine.keys() | theirs.keys())
-        if mine.get(key) != theirs.get(key)
-    ]
-
-
 def _model_config(name: str, hyperparameters: Mapping[str, Any]) -> Any:
     config_class = find_model(name).Config
     try:
@@ -358,14 +348,3 @@ def _parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # A bare word is a string, so that nobody has to quote twice in a shell.
-
-
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, whose keys are joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

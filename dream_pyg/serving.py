@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from dream_pyg.data.files import atomic_directory, atomic_path, save_tensors, sha256_file, write_json
+from dream_pyg.data.files import atomic_directory, atomic_path, check_writable, save_tensors, sha256_file, write_json
 from dream_pyg.errors import ConfigError, DataError, StoreError
 from dream_pyg.graph.csr import UserItems
-from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.graph.schema import COLD, INTERACTS, SPLITS, label_name
 from dream_pyg.ranking import Ranking, rank_blocks
 from dream_pyg.training.run import Run
+
+logger = logging.getLogger("dream_pyg")
 
 TABLE_FORMATS = (".parquet", ".csv", ".json")
 EXPORT_FORMATS = ("safetensors", "parquet")
@@ -57,9 +60,14 @@ def recommend_table(
     store = run.graph[INTERACTS]
     seen = None
     if not include_seen:
-        splits = ("train", "valid", "test") if mask_held_out else ("train",)
-        pairs = torch.cat([store[label_name(split)] for split in splits], dim=1)
+        splits = (*SPLITS, COLD) if mask_held_out else ("train",)
+        labels = [store[label_name(split)] for split in splits if label_name(split) in store]
+        pairs = torch.cat(labels, dim=1)
         seen = UserItems.from_pairs(pairs, run.model.num_users)
+    trained = torch.zeros(run.model.num_users, dtype=torch.bool)
+    trained[store[label_name("train")][0].cpu()] = True
+    if cold := int((~trained[rows]).sum()):
+        logger.warning("%d of %d users have no interaction in train: the model knows nothing of them", cold, len(rows))
     blocks = rank_blocks(run.scorer(), rows.to(store.edge_index.device), k, seen)
     return pl.concat([_frame(run, block) for block in blocks])
 
@@ -82,9 +90,10 @@ def write_table(frame: pl.DataFrame, path: str | Path) -> None:
 
 
 def check_table_path(path: Path) -> None:
-    """Refuse a table path of unknown format before any work is done."""
+    """Refuse a table path of unknown format, or where nothing can be written, before any work is done."""
     if path.suffix not in TABLE_FORMATS:
         raise ConfigError(f"Cannot tell the format of {path}; expected a name ending in {', '.join(TABLE_FORMATS)}.")
+    check_writable(path)
 
 
 def export_run(
@@ -127,6 +136,7 @@ def export_run(
         raise ConfigError(f"min_recall is {min_recall}; expected a share above 0, at most 1.")
     if not overwrite and Path(path).exists():
         raise StoreError(f"{path} exists already. Replace it with --overwrite, or choose another directory.")
+    check_writable(Path(path))
     user, item = (part.cpu().float().contiguous() for part in run.embeddings())
     tables = {"users": ("user_id", run.stored.user_ids, user), "items": ("item_id", run.stored.item_ids, item)}
     with atomic_directory(path, replace=EXPORT_INFO if overwrite else None) as directory:

@@ -494,6 +494,39 @@ def test_a_changed_config_is_refused_with_both_values(command: Command, damaged_
         results.append(command("train", "--resume", "--run", damaged_run))
 
 
+def test_a_run_whose_graph_has_moved(command: Command, shop_graph: Path, tmp_path: Path):
+    graph = Path(shutil.copytree(shop_graph, tmp_path / "graph"))
+    command("train", graph, "--model", "popularity", "--run", tmp_path / "run")
+    graph.rename(tmp_path / "moved")
+    with refusal(tmp_path, 1, "no longer at", "train GRAPH --resume --run") as results:
+        results.append(command("train", "--resume", "--run", tmp_path / "run"))
+    assert command("train", tmp_path / "moved", "--resume", "--run", tmp_path / "run").exit_code == 0
+
+
+def test_fewer_epochs_than_there_are(command: Command, damaged_run: Path):
+    with refusal(damaged_run.parent, 1, "epochs already, more than training.epochs = 1") as results:
+        results.append(command("train", "--resume", "--run", damaged_run, "--set", "training.epochs=1"))
+
+
+def test_a_seed_where_there_is_none_to_set(command: Command, shop_graph: Path, tmp_path: Path):
+    seed = ("--set", "training.seed=4")
+    with refusal(tmp_path, 2, "training.seed", "--seed") as results:
+        results.append(command("tune", "lightgcn", shop_graph, "--out", tmp_path / "study", *seed))
+    with refusal(tmp_path, 2, "training.seed", "--seeds") as results:
+        results.append(command("reproduce", "table2", "--graph", shop_graph, "--out", tmp_path / "tables", *seed))
+
+
+def test_a_budget_without_a_search(command: Command, shop_graph: Path, tmp_path: Path):
+    with refusal(tmp_path, 2, "--budget is for --preset auto") as results:
+        results.append(command("train", shop_graph, "--model", "bpr", "--run", tmp_path / "run", "--budget", 3))
+
+
+def test_a_modality_with_two_files(command: Command, shop: Path, tmp_path: Path):
+    twice = ("--features", f"image={shop / 'image.npy'}", "--features", f"image={shop / 'text.parquet'}")
+    with refusal(tmp_path, 2, "--features is given twice for 'image'") as results:
+        results.append(command("build-graph", shop, *twice, "--out", tmp_path / "graph"))
+
+
 def test_a_run_from_before_an_option_is_opened_and_resumed(command: Command, damaged_run: Path):
     for name, text in (("run.json", '"center_signal": true,'), ("config.toml", "center_signal = true")):
         path = damaged_run / name

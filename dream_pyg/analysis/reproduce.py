@@ -144,6 +144,10 @@ def reproduce(
         raise ConfigError(f"Unknown table {table!r}; expected one of {', '.join(TABLES)}.")
     if table == "accuracy":
         require_plots()
+    if any(override.partition("=")[0].strip() == "training.seed" for override in overrides):
+        raise ConfigError(
+            "training.seed cannot be set: a table has runs of the seeds 0, 1, ...; say how many (--seeds)."
+        )
     info, out = read_info(graph), Path(out)
     systems = _systems(table, str(graph), models, preset, list(overrides))
     about = _about(graph, info, preset, overrides)

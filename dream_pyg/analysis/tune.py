@@ -33,8 +33,9 @@ from dream_pyg.analysis.search_spaces import (
     describe_space,
     search_space,
 )
-from dream_pyg.config import RunConfig, flatten
-from dream_pyg.data.files import read_json, write_json, write_text
+from dream_pyg.config import RunConfig
+from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
+from dream_pyg.data.validation import flatten
 from dream_pyg.errors import ConfigError, ResumeError, StoreError, TrainingError
 from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dream_pyg")
 
 FORMAT_VERSION = 1
+SEED = "training.seed"
 STUDY, STORAGE, TABLE, TRIALS, BEST = "study.json", "study.db", "trials.csv", "trials", "best.toml"
 _RANDOM_TRIALS = 8
 """Trials before the sampler begins to learn from them."""
@@ -125,11 +127,13 @@ def tune(
     """
     optuna = _import_optuna()
     overrides = list(overrides)
-    base = RunConfig.create(graph=graph, model=model, preset=preset, overrides=[*overrides, f"training.seed={seed}"])
+    fixed = [override.partition("=")[0].strip() for override in overrides]
+    if SEED in fixed:
+        raise ConfigError(f"A study has one seed, for its search and all trainings: give seed (--seed), not {SEED}.")
+    base = RunConfig.create(graph=graph, model=model, preset=preset, overrides=[*overrides, f"{SEED}={seed}"])
     begun_at = {} if preset is None else find_preset(preset, model).values
     stored = load_graph(graph)
     modalities = _fusible_modalities(stored)
-    fixed = [override.partition("=")[0].strip() for override in overrides]
     space = search_space(model, modalities, fixed=fixed)
     out = Path(out)
     description = {
@@ -162,16 +166,25 @@ def tune(
 
 
 def tuned_config(
-    model: str, graph: str | Path, study: str | Path, *, budget: float, seed: int = 0, overrides: Iterable[str] = ()
+    model: str,
+    graph: str | Path,
+    study: str | Path,
+    run: str | Path,
+    *,
+    budget: float,
+    seed: int = 0,
+    overrides: Iterable[str] = (),
 ) -> RunConfig:
     """The configuration that a short study finds for a graph: what ``--preset auto`` stands for.
 
-    The study begins at the preset ``best`` if that knows the model, else at the defaults, and may be continued.
+    The study begins at the preset ``best`` if that knows the model, else at the defaults, and may be continued. The
+    training of its best trial is not made again: its run is copied to ``run``, where resuming it reads the test split.
 
     Args:
         model: The model.
         graph: The graph store.
         study: Directory of the study.
+        run: Directory of the run, which is not there yet.
         budget: Seconds after which no further trial begins.
         seed: Seed of the study and of every training.
         overrides: ``section.key=value`` that hold in the study and after it.
@@ -182,9 +195,17 @@ def tuned_config(
     """
     overrides = list(overrides)
     preset = "best" if model in load_presets("best") else None
-    tune(model, graph, study, num_trials=_UNLIMITED, seed=seed, overrides=overrides, preset=preset, timeout=budget)
-    overrides.append(f"training.seed={seed}")
-    return RunConfig.create(graph=graph, model=model, preset=Path(study) / BEST, overrides=overrides)
+    result = tune(
+        model, graph, study, num_trials=_UNLIMITED, seed=seed, overrides=overrides, preset=preset, timeout=budget
+    )
+    overrides.append(f"{SEED}={seed}")
+    config = RunConfig.create(graph=graph, model=model, preset=Path(study) / BEST, overrides=overrides)
+    trial = result.path / TRIALS / f"{result.best.number:03d}"
+    differing = [line for line in config.differences(RunConfig.load(RunPaths(trial).config)) if line[:6] != "graph:"]
+    if not differing:
+        with atomic_directory(run) as directory:
+            shutil.copytree(trial, directory, dirs_exist_ok=True)
+    return config
 
 
 class _Search:
@@ -424,6 +445,9 @@ def _as_preset(
         f"study on {description['dataset']} (graph {description['graph_fingerprint'][:12]}): trial {best.number} of "
         f"{num_trials}, seed {seed}, validation {metric} {best.value:.4f}"
     )
+    elsewhere = [f"{key}={description['config'][key]}" for key in fixed if key in description["config"]]
+    if elsewhere:  # A preset holds values of the model and of the training.
+        source += f", with {', '.join(elsewhere)}, which is to be given again"
     values = dict(best.values)
     for section, name, *_ in (key.split(".") for key in fixed if "." in key):
         if name not in _NOT_SEARCHED:

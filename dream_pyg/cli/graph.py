@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.data.dataset import DatasetConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.knn import ENGINES, SearchReport
-from dream_pyg.graph.schema import SPLITS
+from dream_pyg.graph.schema import ITEM, SPLITS, feature_modalities, feature_name
 from dream_pyg.graph.store import StoredGraph, build_store
 
 _EPILOG = """\b
@@ -37,6 +37,11 @@ _DATASET_OPTIONS = (
         multiple=True,
         metavar="MODALITY=FILE",
         help="A ready item kNN graph (.npz, .safetensors, .parquet).",
+    ),
+    click.option(
+        "--items",
+        type=click.Path(path_type=Path),
+        help="All items in the order of the rows of .npy and .safetensors files: a table with a column of item ids.",
     ),
     click.option("--without", multiple=True, metavar="MODALITY", help="Leave a modality of dataset.toml out."),
     click.option("--user-column", help="Column of user ids, for a SOURCE that is an interaction file."),
@@ -129,8 +134,16 @@ def print_description(summary: dict[str, Any], output_format: str) -> None:
         print_table([{"": key, "value": value} for key, value in summary.items()])
 
 
-def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
-    """The dataset that a SOURCE and the :func:`dataset_options` describe."""
+def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, Any] | None = None) -> DatasetConfig:
+    """The dataset that a SOURCE and the :func:`dataset_options` describe.
+
+    Args:
+        source: A ``dataset.toml``, its directory, or a file of interactions.
+        options: The options.
+        earlier: The configuration of an earlier version. A file of interactions has its columns, filter and split, unless
+            options say otherwise, and needs a file for each of its modalities that is not left out.
+    """
+    earlier = {} if earlier is None else earlier
     toml = source / "dataset.toml" if source.is_dir() else source
     columns = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "split")}
     columns = {name: column for name, column in columns.items() if column is not None}
@@ -139,19 +152,33 @@ def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
             raise ConfigError("Column options name columns of an interaction file; set them in dataset.toml instead.")
         config = DatasetConfig.load(toml)
     else:
-        config = DatasetConfig.create(interactions={"path": str(source.absolute()), **columns})
+        interactions = {**earlier.get("interactions", {}), **columns, "path": str(source.absolute())}
+        kept = {key: earlier[key] for key in ("name", "filter", "split") if key in earlier}
+        config = DatasetConfig.create(interactions=interactions, **kept)
+    if options["items"] is not None:
+        config = config.with_section("items", path=str(options["items"].absolute()))
     for section, keys in {"split": {"method": "split", "seed": "split_seed"}, "filter": {"k_core": "k_core"}}.items():
         values = {key: options[option] for key, option in keys.items() if options[option] is not None}
         if values:
             config = config.with_section(section, **values)
+    known = set() if toml.suffix == ".toml" else set(earlier.get("modalities", {}))
     for modality in options["without"]:
-        config = config.without_modality(modality)
+        config = config if modality in known else config.without_modality(modality)
     for kind in ("features", "neighbors"):
+        given = set()
         for assignment in options[kind]:
             modality, equals, file = assignment.partition("=")
             if not equals or not modality or not file:
                 raise ConfigError(f"--{kind} wants MODALITY=FILE (got {assignment!r}), for example image=image.npy.")
+            if modality in given:
+                raise ConfigError(f"--{kind} is given twice for {modality!r}. Give each modality one file.")
+            given.add(modality)
             config = config.with_modality(modality, **{kind: file})
+    if missing := sorted(known - set(config.modalities) - set(options["without"])):
+        raise ConfigError(
+            f"The graph has {' and '.join(missing)}, for which no file is given. Add --features {missing[0]}=FILE, or "
+            f"leave it out with --without {missing[0]}."
+        )
     return config
 
 
@@ -164,6 +191,10 @@ def describe(stored: StoredGraph, state: str, seconds: float) -> dict[str, Any]:
         "state": state,
         "seconds": round(seconds, 2),
         **{key: value for key, value in counts.items() if key != "edges"},
+        **{
+            f"features {modality}": f"{stored.graph[ITEM][feature_name(modality)].size(1):,} numbers an item"
+            for modality in feature_modalities(stored.graph)
+        },
         **{f"edges {edge_type}": count for edge_type, count in counts["edges"].items()},
         **{f"search {edge_type}": str(SearchReport(**report)) for edge_type, report in stored.info["knn"].items()},
         **{key.replace("_", " "): value for key, value in stored.info["report"].items() if key not in counted},

@@ -9,8 +9,9 @@ from typing import Any, cast
 import click
 
 from dream_pyg.cli.output import format_option, print_json, print_table
-from dream_pyg.config import RunConfig, flatten
+from dream_pyg.config import RunConfig
 from dream_pyg.data.files import read_json
+from dream_pyg.data.validation import flatten
 from dream_pyg.graph.store import load_graph
 from dream_pyg.models import MODELS
 from dream_pyg.presets import load_presets, preset_names

@@ -56,7 +56,8 @@ def recommend(
     elif output_format == "json":
         print_json(frame.to_dicts())
     else:
-        print_table(frame.to_dicts())
+        # Ids as they are: a number would get thousands separators.
+        print_table(frame.with_columns(frame["user_id"].cast(str), frame["item_id"].cast(str)).to_dicts())
 
 
 @click.command(epilog=_EXPORT_EPILOG)

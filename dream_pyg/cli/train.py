@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dream_pyg import ranks
-from dream_pyg.analysis.tune import tuned_config
+from dream_pyg.analysis.tune import SEED, tuned_config
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.config import RunConfig
 from dream_pyg.errors import ConfigError, ResumeError
@@ -40,8 +40,8 @@ Example:
 )
 @click.option("--preset", metavar="NAME|FILE", help="Ready values; see `dream-pyg models`. auto finds some.")
 @click.option(
-    "--budget", type=click.FloatRange(min=0), default=30, show_default=True, metavar="MINUTES",
-    help="With --preset auto: after this time, no further trial begins.",
+    "--budget", type=click.FloatRange(min=0), metavar="MINUTES",
+    help="With --preset auto: after this time, no further trial begins.  [default: 30]",
 )  # fmt: skip
 @click.option("--num-neighbors", type=int, help="Neighbours of each node to train with; by default all of GRAPH's.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value.")
@@ -58,7 +58,7 @@ def train(
     model: str | None,
     file: Path | None,
     preset: str | None,
-    budget: float,
+    budget: float | None,
     num_neighbors: int | None,
     overrides: tuple[str, ...],
     seed: int | None,
@@ -72,6 +72,8 @@ def train(
     Values come from the defaults, then --preset, then --config, then --set: the later, the stronger. With --preset auto
     a study on validation finds them first, beside the run in RUN.study (needs the extra `dream-pyg[tune]`).
     """
+    if budget is not None and preset != "auto":
+        raise ConfigError("--budget is for --preset auto. Leave it out, or add that.")
     short = {"training.seed": seed, "training.device": device}
     if sampled:
         overrides = ("training.sampling={}", *overrides)
@@ -82,7 +84,7 @@ def train(
         if resume and file is None and not config.is_file():
             raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
         if preset == "auto" and not resume:
-            return _tuned(graph, model, file, run, num_neighbors, overrides, budget, seed or 0)
+            return _tuned(graph, model, file, run, num_neighbors, overrides, 30 if budget is None else budget)
         return RunConfig.create(
             file=config if resume and file is None else file,
             graph=graph,
@@ -93,7 +95,9 @@ def train(
         )
 
     with ranks.joined():
-        result = train_run(ranks.together(configure), run, resume=resume)
+        config = ranks.together(configure)
+        # A search leaves the run of its best trial there.
+        result = train_run(config, run, resume=resume or (preset == "auto" and run.exists()))
     if not ranks.speaks():
         return
     if output_format == "json":
@@ -116,7 +120,6 @@ def _tuned(
     num_neighbors: int | None,
     overrides: tuple[str, ...],
     budget: float,
-    seed: int,
 ) -> RunConfig:
     """What --preset auto stands for."""
     if graph is None or model is None or file is not None:
@@ -128,8 +131,10 @@ def _tuned(
     RunPaths(run).check_absent()
     if num_neighbors is not None:
         overrides = (*overrides, f"num_neighbors={num_neighbors}")
+    seed = RunConfig.create(graph=graph, model=model, overrides=overrides).training.seed
+    overrides = tuple(override for override in overrides if override.partition("=")[0].strip() != SEED)
     study = run.with_name(f"{run.name}.study")
-    return tuned_config(model, graph, study, budget=60 * budget, seed=seed, overrides=overrides)
+    return tuned_config(model, graph, study, run, budget=60 * budget, seed=seed, overrides=overrides)
 
 
 @click.command(epilog=_EVALUATE_EPILOG)

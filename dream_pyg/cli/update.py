@@ -10,6 +10,7 @@ import click
 
 from dream_pyg.cli.graph import dataset_config, dataset_options, describe, print_description
 from dream_pyg.cli.output import format_option
+from dream_pyg.graph.store import read_info
 from dream_pyg.graph.update import update_store
 
 _EPILOG = """\b
@@ -42,16 +43,18 @@ def update_graph(
     """Bring GRAPH up to date with SOURCE, a new version of its dataset, as build-graph would build it.
 
     Items and users are known by their ids, and they, their features and interactions may be new, changed or gone. Only
-    new and changed rows are searched, and those that lost a neighbour. The parameters are those of GRAPH.
+    new and changed rows are searched, and those that lost a neighbour. The parameters, the split and the k-core are
+    those of GRAPH, and where SOURCE is an interaction file, so are its columns.
     """
     started = time.perf_counter()
+    config = dataset_config(source, options, read_info(graph)["config"])
     stored, updates = update_store(
-        dataset_config(source, options), graph, out, data_dir=data_dir, overwrite=overwrite, num_neighbors=num_neighbors
+        config, graph, out, data_dir=data_dir, overwrite=overwrite, num_neighbors=num_neighbors
     )
     searched = {
         f"searched {what}": f"{update.num_searched:,} of {update.num_rows:,}"
         + (f" ({update.reason})" if update.reason else "")
-        for what, update in updates.items()
+        for what, update in (updates or {}).items()
     }
-    state = "updated" if updates else "reused"
+    state = "reused" if updates is None else "updated"
     print_description({**describe(stored, state, time.perf_counter() - started), **searched}, output_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tomllib
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ from dream_pyg.data.splits import (
 from dream_pyg.data.tables import positions, read_item_ids, same_kind
 from dream_pyg.data.validation import explain
 from dream_pyg.errors import ConfigError, DataError
+
+logger = logging.getLogger("dream_pyg")
 
 CONFIG_FILE = "dataset.toml"
 SplitMethod = Literal["given", "random", "leave_last_out", "time"]
@@ -396,6 +399,7 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
         timestamp=core["timestamp"].to_numpy()[warm] if "timestamp" in core.columns else None,
         user_ids=user_ids,
         item_ids=catalogue[items].rename("item_id"),
+        cold=np.stack([user[~warm], item[~warm]]),
     )
     check_nonempty(interactions.split)
     modalities = {name: _read_modality(name, files, catalogue).select(items) for name in config.modalities}
@@ -469,6 +473,7 @@ def _align_catalogue(
     """The external ids of all items in the order of feature rows, and the interactions with ids of the same type."""
     interacted = frame["item_id"].unique()
     if config.items is None:
+        _warn_of_order(files, interacted)
         known = [
             ids
             for name, modality in config.modalities.items()
@@ -486,6 +491,20 @@ def _align_catalogue(
             f"interactions, for example {unknown.min()!r}. List every item, or leave out [items]."
         )
     return catalogue, frame.with_columns(frame["item_id"].cast(catalogue.dtype))
+
+
+def _warn_of_order(files: Mapping[str, Path], item_ids: pl.Series) -> None:
+    """Say which item a row of a matrix is taken for, where that is not plain from the ids."""
+    numbered = item_ids.dtype.is_integer() and item_ids.min() == 0 and item_ids.max() == len(item_ids) - 1
+    ordered = [path.name for role, path in files.items() if "." in role and path.suffix.lower() != ".parquet"]
+    if ordered and not numbered:
+        first = ", ".join(repr(one) for one in item_ids.sort().head(3))
+        logger.warning(
+            "The rows of %s are taken for the items in the order of their ids: %s, ... If they are not, give "
+            "the list of items ([items] path, --items), or features in Parquet with a column of ids",
+            ", ".join(ordered),
+            first,
+        )
 
 
 def _read_modality(name: str, files: Mapping[str, Path], catalogue: pl.Series) -> Modality:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -323,7 +324,8 @@ def _read_keyed_features(path: Path, what: str) -> tuple[pl.Series, NDArray[Any]
     """External ids (R,) and features (R, F) of a Parquet file; a null list counts as missing, so as zeros."""
     table = Table.open(path, what)
     id_column, ids = _read_item_ids(table)
-    names = [name for name in table.columns if name != id_column]
+    # pandas writes the index of a frame as a column of such a name.
+    names = [name for name in table.columns if name != id_column and not re.fullmatch(r"__index_level_\d+__", name)]
     if not names:
         raise DataError(f"{what}: {path} has no feature columns beside {id_column!r}. Add a column 'features'.")
     if "features" in names:

@@ -90,6 +90,16 @@ def atomic_directory(path: str | Path, *, replace: str | None = None) -> Iterato
             shutil.rmtree(replaced, ignore_errors=True)
 
 
+def check_writable(path: Path) -> None:
+    """Find out before the work whether its result can be written to ``path``.
+
+    Raises:
+        StoreError: If the file system refuses.
+    """
+    with _refusals_named(path), tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())):
+        pass
+
+
 def check_replaceable(path: Path, marker: str) -> None:
     """Check that ``path`` is free, or a directory that holds the file ``marker``: whatever else it is, is not ours.
 
@@ -188,13 +198,13 @@ def release(array: NDArray[Any]) -> None:
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
-    """The non-empty lines of a UTF-8 text file, without surrounding blanks.
+    """The non-empty lines of a UTF-8 text file, with or without a byte order mark, without surrounding blanks.
 
     Raises:
         DataError: If it is missing or not text.
     """
     try:
-        lines = existing_file(path, what).read_text(encoding="utf-8").splitlines()
+        lines = existing_file(path, what).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{what}: {path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
     return [line.strip() for line in lines if line.strip()]

@@ -41,6 +41,7 @@ class Interactions:
         timestamp: Time of each interaction (E,) in the file's own unit, or None.
         user_ids: External user ids (U,); the row is the internal id.
         item_ids: External item ids (I,); the row is the internal id. Items without interactions may be among them.
+        cold: Users and items of interactions that are in no split, as their users have none in train (2, C), or None.
     """
 
     user: NDArray[np.int64]
@@ -49,6 +50,7 @@ class Interactions:
     timestamp: NDArray[Any] | None
     user_ids: pl.Series
     item_ids: pl.Series
+    cold: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         """Check lengths, ranges and that external ids are unique.
@@ -192,6 +194,9 @@ def k_core(frame: pl.DataFrame, k: int) -> pl.DataFrame:
 
 
 def _parse_timestamps(values: pl.Series, where: str) -> pl.Series:
+    if values.dtype == pl.String and not values.is_empty():
+        dates = _as_dates(values)
+        values = values if dates is None else dates
     if values.dtype in (pl.Date, pl.Datetime):
         values = values.cast(pl.Datetime("us")).dt.timestamp("us")
     if not (values.dtype.is_numeric() or values.dtype == pl.String):
@@ -207,6 +212,14 @@ def _parse_timestamps(values: pl.Series, where: str) -> pl.Series:
         f"{where}: expected a number or a date in each row, got {values[row]!r} in row {row + 1} (rows count from 1 "
         "below the header). Give every row its time, or remove the column."
     )
+
+
+def _as_dates(values: pl.Series) -> pl.Series | None:
+    """Text as dates and times of day, if it is that: ISO 8601, or with a blank in place of the T."""
+    try:
+        return values.str.to_datetime(time_unit="us", strict=True).dt.replace_time_zone(None)
+    except pl.exceptions.PolarsError:  # Numbers, or dates of some other form.
+        return None
 
 
 def _parse_splits(values: pl.Series, where: str) -> pl.Series:

@@ -1,8 +1,9 @@
-"""From pydantic's errors to one clear sentence each."""
+"""What is wrong with a configuration, and in what two differ, in one clear sentence or line each."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -49,3 +50,24 @@ def _entry(schema: Any, key: Any) -> Any:
     annotation = fields[key].annotation if key in fields else next(reversed(get_args(schema)), None)
     optional = [kind for kind in get_args(annotation) if kind is not type(None)]
     return optional[0] if type(None) in get_args(annotation) else annotation
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """One line for each key in which two nested tables of plain values differ."""
+    mine, theirs = flatten(here), flatten(there)
+    return [
+        f"{key}: {mine.get(key, 'not set')} here, {theirs.get(key, 'not set')} there"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+    ]
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, whose keys are joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -14,6 +14,7 @@ from dream_pyg.graph.edges import add_interaction_edges
 from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, SearchReport, cosine_knn
 from dream_pyg.graph.relations import add_relation_edges
 from dream_pyg.graph.schema import (
+    COLD,
     INTERACTS,
     ITEM,
     SPLITS,
@@ -84,6 +85,8 @@ def build_graph(
     graph[ITEM].num_nodes = interactions.num_items
     for split in SPLITS:
         graph[INTERACTS][label_name(split)] = torch.from_numpy(interactions.pairs(split))
+    if interactions.cold is not None and interactions.cold.size:
+        graph[INTERACTS][label_name(COLD)] = torch.from_numpy(interactions.cold)
     add_interaction_edges(graph)
     for name, modality in dataset.modalities.items():
         neighbors = modality.neighbors

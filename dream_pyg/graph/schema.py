@@ -13,6 +13,9 @@ REV_INTERACTS: EdgeType = (ITEM, "rev_interacts", USER)
 DESCRIBES: EdgeType = (ITEM, "describes", USER)
 """Items whose features stand for a user's: in a sampled graph; in a whole one all that the user interacted with."""
 SPLITS = ("train", "valid", "test")
+COLD = "cold"
+"""Label of interactions of users without any in train. They are in no split, but known when it comes to recommending; a
+graph without such users has no such label."""
 
 
 def knn_edge(node: str, modality: str) -> EdgeType:

@@ -31,6 +31,7 @@ from dream_pyg.data.dataset import Dataset, DatasetConfig, describe_inputs, load
 from dream_pyg.data.files import (
     atomic_directory,
     check_replaceable,
+    check_writable,
     load_tensors,
     read_json,
     save_tensors,
@@ -43,7 +44,7 @@ from dream_pyg.graph.edges import add_interaction_edges, set_edges
 from dream_pyg.graph.knn import Engine, SearchReport
 from dream_pyg.graph.partial import PartialBuild
 from dream_pyg.graph.processor import resolve_device
-from dream_pyg.graph.schema import INTERACTS, ITEM, SPLITS, USER, EdgeType, label_name
+from dream_pyg.graph.schema import COLD, INTERACTS, ITEM, SPLITS, USER, EdgeType, label_name
 
 FORMAT_VERSION = 2
 INFO, EDGES, FEATURES, USERS, ITEMS = (
@@ -174,6 +175,7 @@ def create_store(
         searcher: Gives what finds the neighbours in a dataset.
     """
     started = time.perf_counter()
+    ranks.first_does(lambda: check_writable(path))
     dataset = ranks.together(lambda: load_dataset(config, data_dir))
     read = time.perf_counter()
     reports: dict[EdgeType, SearchReport] = {}
@@ -233,8 +235,9 @@ def load_graph(path: str | Path, *, verify: bool = True) -> StoredGraph:
     graph = HeteroData()
     graph[USER].num_nodes = info["counts"]["users"]
     graph[ITEM].num_nodes = info["counts"]["items"]
-    for split in SPLITS:
-        graph[INTERACTS][label_name(split)] = edges.pop(label_name(split))
+    for split in (*SPLITS, COLD):
+        if label_name(split) in edges:
+            graph[INTERACTS][label_name(split)] = edges.pop(label_name(split))
     add_interaction_edges(graph)
     for name in sorted(name for name in edges if name.endswith("/edge_index")):
         node, relation, _ = name.split("/")
@@ -308,7 +311,8 @@ def make_fingerprint(config: DatasetConfig, inputs: Mapping[str, Any], parameter
 
 
 def _tensors(graph: HeteroData) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    edges = {label_name(split): graph[INTERACTS][label_name(split)] for split in SPLITS}
+    labels = (label_name(split) for split in (*SPLITS, COLD))
+    edges = {name: graph[INTERACTS][name] for name in labels if name in graph[INTERACTS]}
     for source, relation, target in graph.edge_types:
         if source == target:
             store = graph[source, relation, target]

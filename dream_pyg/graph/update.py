@@ -18,6 +18,7 @@ from dream_pyg.data.dataset import Dataset, DatasetConfig, describe_inputs
 from dream_pyg.data.features import FeatureMatrix
 from dream_pyg.data.files import check_replaceable
 from dream_pyg.data.tables import positions
+from dream_pyg.data.validation import differences
 from dream_pyg.errors import StoreError
 from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, SearchReport, cosine_knn
 from dream_pyg.graph.knn.choice import EXACT, choose_engine
@@ -55,7 +56,7 @@ def update_store(
     data_dir: str | Path | None = None,
     overwrite: bool = False,
     **parameters: Any,
-) -> tuple[StoredGraph, dict[str, Updated]]:
+) -> tuple[StoredGraph, dict[str, Updated] | None]:
     """Build the store of a new version of a dataset from the store of an earlier version.
 
     Users and items are known by their external ids. The result is that of :func:`~dream_pyg.graph.store.build_store`
@@ -70,25 +71,26 @@ def update_store(
         **parameters: Parameters of a build that the earlier store is expected to have; None for whatever it has.
 
     Returns:
-        The new store and, by relation graph such as ``"items by image"``, how it was found.
+        The new store and, by relation graph such as ``"items by image"``, how it was found; None if it was there.
 
     Raises:
-        StoreError: If the earlier store cannot be continued exactly or has other parameters, or ``out`` holds
-            something else.
+        StoreError: If the earlier store cannot be continued exactly or has other parameters, another split or filter,
+            or ``out`` holds something else.
         DataError: If an input is unusable.
     """
     known = load_graph(graph)
     _check_exact(known, parameters)
+    _check_same(known, config)
     path = known.path if out is None else Path(out)
     inputs = describe_inputs(config, data_dir)
     fingerprint = make_fingerprint(config, inputs, known.info["parameters"])
     if fingerprint == known.fingerprint and path.resolve() == known.path.resolve():
-        return known, {}
+        return known, None
     if out is None or overwrite:
         check_replaceable(path, INFO)
     elif path.exists():
         refuse_other(path, fingerprint)
-        return load_graph(path), {}
+        return load_graph(path), None
     updates: dict[str, Updated] = {}
     with ranks.joined():
         create_store(
@@ -166,6 +168,19 @@ def _check_exact(stored: StoredGraph, parameters: Mapping[str, Any]) -> None:
         raise StoreError(
             f"{stored.path} has other parameters ({'; '.join(other)}), and an update keeps them. Leave them out, or "
             f"{_REBUILD[0].lower()}{_REBUILD[1:]}"
+        )
+
+
+def _check_same(stored: StoredGraph, config: DatasetConfig) -> None:
+    """Refuse a dataset that is filtered or split in another way than the stored one."""
+    earlier: dict[str, Any] = stored.info["config"]
+    now = config.model_dump(mode="json", exclude_none=True)
+    sections = ("filter", "split")
+    other = differences({name: now[name] for name in sections}, {name: earlier[name] for name in sections})
+    if other:
+        raise StoreError(
+            f"{stored.path} was made in another way (here = this dataset, there = the store): {'; '.join(other)}. An "
+            f"update keeps that. Leave it as it was, or {_REBUILD[0].lower()}{_REBUILD[1:]}"
         )
 
 

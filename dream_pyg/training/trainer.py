@@ -18,9 +18,10 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from dream_pyg import ranks
-from dream_pyg.config import RunConfig, TeacherConfig, differences
+from dream_pyg.config import RunConfig, TeacherConfig
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible
+from dream_pyg.data.validation import differences
 from dream_pyg.errors import ConfigError, DataError, DreamPygError, Interrupted, ResumeError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
 from dream_pyg.graph.processor import resolve_device
@@ -119,6 +120,8 @@ def train(
         ProcessError: If another process is gone.
         Interrupted: On SIGINT or SIGTERM, after the state was saved.
     """
+    # A run is opened from any directory, as long as its graph is where it was.
+    config = config.model_copy(update={"graph": str(Path(config.graph).absolute())})
     with ranks.joined():
         paths = RunPaths(Path(run))
         _check_agreement({**config.to_dict(), "resume": resume})
@@ -151,6 +154,11 @@ def _prepare(
             "it is that of all together. Enlarge it, or start fewer processes."
         )
     device = resolve_device(config.training.device)
+    if resume and not Path(config.graph).exists():
+        raise ResumeError(
+            f"The graph of the run at {paths.root} is no longer at {config.graph}. Say where it is: "
+            f"`dream-pyg train GRAPH --resume --run {paths.root}`."
+        )
     stored = load_graph(config.graph)
     if resume:
         _check_resumable(config, paths, stored.fingerprint)
@@ -297,6 +305,11 @@ class _Session:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         for name in _PROGRESS:
             setattr(self, name, state[name])
+        if self.epoch > self.config.epochs:
+            raise ResumeError(
+                f"The run at {self.paths.root} has {self.epoch} epochs already, more than training.epochs = "
+                f"{self.config.epochs}. Ask for at least as many, or train anew in another directory."
+            )
         if (teacher := self._teacher()) is not None:
             self.sampler.taught = ranks.together(lambda: TaughtItems.load(self.paths.taught, teacher))
         ranks.first_does(self._forget_later_epochs)

@@ -102,7 +102,7 @@ def test_models_lists_what_presets_say(command: Callable[..., Result]):
     listed = {entry["model"]: entry["presets"] for entry in json.loads(command("models", "--format", "json").stdout)}
     assert listed == {
         model: {
-            name: {"source": presets[model].source, "values": presets[model].values}
+            name: presets[model]._asdict()
             for name, presets in ((name, load_presets(name)) for name in preset_names())
             if model in presets
         }

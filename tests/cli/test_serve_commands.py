@@ -47,6 +47,47 @@ def integer_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(RunConfig.create(graph=directory / "graph", model="popularity"), directory / "run").run
 
 
+def test_ids_are_printed_as_they_are(command: Command, tmp_path: Path):
+    users, items = np.repeat(np.arange(1000, 1020), 6), np.tile(np.arange(5000, 5012), 10)
+    pl.DataFrame({"user_id": users, "item_id": items}).write_csv(tmp_path / "clicks.csv")
+    build_store(DatasetConfig.create(interactions=str(tmp_path / "clicks.csv")), tmp_path / "graph")
+    run = train(RunConfig.create(graph=tmp_path / "graph", model="popularity"), tmp_path / "run").run
+    _, line = command("recommend", run, "--user", "1007", "-k", "1").stdout.splitlines()
+    user, _, item, _ = line.split()
+    assert user == "1007"
+    assert 5000 <= int(item) < 5012
+
+
+def test_what_users_have_is_not_recommended_even_if_none_of_it_is_in_train(command: Command, tmp_path: Path):
+    pairs = [(user, item) for user in range(10) for item in range(user, user + 6)]
+    frame = pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row")
+    split = pl.Series("split", ["train", "train", "train", "train", "valid", "test"] * 10)
+    new = pl.DataFrame({"user_id": [99] * 5, "item_id": [3, 4, 5, 6, 7], "split": ["test"] * 5})
+    pl.concat([frame.with_columns(split), new]).write_csv(tmp_path / "clicks.csv")
+    build_store(DatasetConfig.create(interactions=str(tmp_path / "clicks.csv")), tmp_path / "graph")
+    run = train(RunConfig.create(graph=tmp_path / "graph", model="popularity"), tmp_path / "run").run
+    told = command("recommend", run, "--user", 99, "-k", 15, "--format", "json")
+    assert {row["item_id"] for row in rows(told)} == set(range(15)) - {3, 4, 5, 6, 7}
+    assert "1 of 1 users have no interaction in train" in told.stderr
+    shown = command("recommend", run, "--user", 99, "-k", 15, "--include-seen", "--format", "json")
+    assert {row["item_id"] for row in rows(shown)} == set(range(15))
+
+
+def test_a_run_is_opened_from_any_directory(command: Command, shop_graph: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(shop_graph.parent)
+    train(RunConfig.create(graph=shop_graph.name, model="popularity"), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert command("evaluate", "run").exit_code == 0
+    assert command("train", "--resume", "--run", "run").exit_code == 0
+
+
+def test_a_list_of_users_may_begin_with_a_byte_order_mark(command: Command, shop_run: Path, tmp_path: Path):
+    user = str(load_run(shop_run).stored.user_ids[0])
+    (tmp_path / "users.txt").write_text(f"{user}\n", encoding="utf-8-sig")
+    told = rows(command("recommend", shop_run, "--users-file", tmp_path / "users.txt", "-k", 1, "--format", "json"))
+    assert [row["user_id"] for row in told] == [user]
+
+
 def test_every_user_gets_k_unseen_items(command: Command, shop_run: Path, bought: dict[str, set[str]]):
     told = rows(command("recommend", shop_run, "-k", 4, "--format", "json"))
     assert len(told) == 60 * 4

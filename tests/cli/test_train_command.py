@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from click.testing import Result
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import load_tensors
 from dream_pyg.models import MODELS
+from dream_pyg.training import trainer
 
 Command = Callable[..., Result]
 CPU = ("--device", "cpu", "--set", "training.batch_size=64")
@@ -238,12 +240,27 @@ def test_neighbors_are_chosen_at_training(command: Command, shop: Path, shop_gra
     assert "num_neighbors: 3 here, 2 there" in refused.stderr
 
 
-def test_preset_auto_finds_values_within_a_budget_and_trains_with_them(command, shop_graph: Path, tmp_path: Path):
+def counted(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    """The same function, whose calls are counted."""
+
+    def call(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    return call
+
+
+def test_preset_auto_finds_values_within_a_budget_and_trains_with_them(
+    command, shop_graph: Path, tmp_path: Path, monkeypatch
+):
     run = tmp_path / "run"
     short = ["--set", "training.epochs=2", "--set", "training.batch_size=64", "--set", "training.num_threads=1"]
     line = ["train", shop_graph, "--model", "dream", "--preset", "auto", "--budget", "0", "--run", run, *short]
     line += ["--num-neighbors", "2", "--seed", "3"]
+    trained = []
+    monkeypatch.setattr(trainer._Session, "_train_epoch", counted(trainer._Session._train_epoch, trained))
     assert command(*line).exit_code == 0
+    assert len(trained) == 2, "the best trial was trained again"
     best = RunConfig.load(run.with_name("run.study") / "trials" / "000" / "config.toml")
     config = RunConfig.load(run / "config.toml")
     assert config == best

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from click.testing import Result
 
 from dream_pyg import load_graph
+from dream_pyg.graph.schema import feature_modalities
 
 Command = Callable[..., Result]
 
@@ -52,6 +54,46 @@ def test_in_place_and_the_table(command: Command, shop_graph: Path, data: Path, 
     assert "updated" in table
     assert load_graph(graph).fingerprint != load_graph(shop_graph).fingerprint
     assert "reused" in command("update-graph", graph, data).stdout
+
+
+def test_an_interaction_file_has_the_columns_and_the_split_of_the_graph(command: Command, tmp_path: Path):
+    clicks = pl.DataFrame(
+        {"who": np.repeat(np.arange(8), 5), "what": np.tile(np.arange(10), 4), "timestamp": np.arange(40)}
+    )
+    clicks.write_csv(tmp_path / "january.csv")
+    more = pl.concat([clicks, clicks.select(pl.col("who"), (pl.col("what") + 3) % 10, pl.col("timestamp") + 40)])
+    more.write_csv(tmp_path / "february.csv")
+    columns = ("--user-column", "who", "--item-column", "what")
+    build = ("build-graph", *columns, "--split", "leave_last_out", "--format", "json")
+    told(command(*build, tmp_path / "january.csv", "--out", tmp_path / "graph"))
+    updated = told(command("update-graph", tmp_path / "graph", tmp_path / "february.csv", "--format", "json"))
+    rebuilt = told(command(*build, tmp_path / "february.csv", "--out", tmp_path / "rebuilt"))
+    assert (updated["state"], updated["fingerprint"]) == ("updated", rebuilt["fingerprint"])
+    assert load_graph(tmp_path / "graph").info["config"]["split"]["method"] == "leave_last_out"
+
+
+def test_no_modality_is_lost_unless_it_is_left_out(command: Command, shop_graph: Path, data: Path, tmp_path: Path):
+    clicks = data / "interactions.csv"
+    text = ("--items", data / "items.csv", "--features", f"text={data / 'text.parquet'}")
+    refused = command("update-graph", shop_graph, clicks, *text, "--out", tmp_path / "new")
+    assert refused.exit_code == 2
+    assert "The graph has image, for which no file is given. Add --features image=FILE" in refused.stderr
+    assert not (tmp_path / "new").exists()
+    told(
+        command(
+            "update-graph",
+            shop_graph,
+            clicks,
+            *text,
+            "--without",
+            "image",
+            "--out",
+            tmp_path / "new",
+            "--format",
+            "json",
+        )
+    )
+    assert feature_modalities(load_graph(tmp_path / "new").graph) == ["text"]
 
 
 def test_progress_says_what_was_searched(command: Command, shop_graph: Path, data: Path, tmp_path: Path):

@@ -51,6 +51,12 @@ def write_features(directory: Path, form: str, values: np.ndarray = VALUES) -> P
 FORMS = ["npy", "safetensors", "parquet list", "parquet array", "parquet columns"]
 
 
+def test_the_index_of_a_pandas_frame_is_no_feature(tmp_path: Path):
+    frame = pl.DataFrame({"item_id": [1, 2], "a": [0.5, 1.0], "b": [2.0, 3.0], "__index_level_0__": [17, 4]})
+    frame.write_parquet(tmp_path / "image.parquet")
+    assert read_features(tmp_path / "image.parquet", pl.Series([1, 2])).shape == (2, 2)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int64"])
 def test_features_round_trip(tmp_path: Path, form: str, dtype: str) -> None:

@@ -31,6 +31,16 @@ def pairs_frame(pairs: list[tuple[int, int]]) -> pl.DataFrame:
     return pl.DataFrame(pairs, schema={"user_id": pl.Int64, "item_id": pl.Int64}, orient="row")
 
 
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
+def test_dates_in_text_are_times(tmp_path: Path, form: str):
+    days = pl.Series([datetime(2021, 12, day) for day in (20, 21, 22)])
+    pl.DataFrame({"user_id": [1, 2, 3], "item_id": [1, 2, 3], "timestamp": days.dt.strftime(form)}).write_csv(
+        tmp_path / "clicks.csv"
+    )
+    read = read_interactions(tmp_path / "clicks.csv")["timestamp"]
+    assert read.to_list() == days.dt.timestamp("us").to_list()
+
+
 def test_read_mmrec(tmp_path: Path) -> None:
     text = "userID\titemID\trating\ttimestamp\tx_label\n7\tb\t1.0\t30\t0\n7\ta\t1.0\t10\t1\n3\ta\t1.0\t20\t2\n"
     assert read_interactions(write(tmp_path / "a.inter", text)).equals(FRAME)

@@ -257,13 +257,13 @@ def test_ready_lists_are_not_taken_for_found_ones(data: Path, tmp_path: Path):
 def test_in_place_and_nothing_to_do(data: Path, tmp_path: Path):
     build(data, tmp_path / "graph")
     same, updates = update_store(DatasetConfig.load(data), tmp_path / "graph")
-    assert (same.fingerprint, updates) == (load_graph(tmp_path / "graph").fingerprint, {})
+    assert (same.fingerprint, updates) == (load_graph(tmp_path / "graph").fingerprint, None)
     other_features(data)
     found, updates = update_store(DatasetConfig.load(data), tmp_path / "graph")
     assert len(updates) == 4
     assert load_graph(tmp_path / "graph").fingerprint == found.fingerprint != same.fingerprint
     again, updates = update_store(DatasetConfig.load(data), tmp_path / "graph", tmp_path / "graph")
-    assert (again.fingerprint, updates) == (found.fingerprint, {})
+    assert (again.fingerprint, updates) == (found.fingerprint, None)
 
 
 def test_what_cannot_be_updated_is_refused(data: Path, tmp_path: Path):
@@ -278,6 +278,17 @@ def test_what_cannot_be_updated_is_refused(data: Path, tmp_path: Path):
     write_json(tmp_path / "graph" / "graph.json", {**info, "checksum": store._checksum(info)})
     with pytest.raises(StoreError, match=r"approximate engine 'clusters'.*Build the graph anew"):
         update_store(config, tmp_path / "graph")
+
+
+def test_another_split_or_filter_is_refused(data: Path, tmp_path: Path):
+    config = DatasetConfig.load(data)
+    build(data, tmp_path / "graph")
+    before = load_graph(tmp_path / "graph").info
+    with pytest.raises(StoreError, match=r"split.seed: 7 here, 0 there"):
+        update_store(config.with_section("split", seed=7), tmp_path / "graph")
+    with pytest.raises(StoreError, match=r"filter.k_core: 2 here, 0 there"):
+        update_store(config.with_section("filter", k_core=2), tmp_path / "graph")
+    assert load_graph(tmp_path / "graph").info == before
 
 
 def test_another_store_is_replaced_only_when_asked(data: Path, tmp_path: Path):
