@@ -140,7 +140,7 @@ def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, 
     Args:
         source: A ``dataset.toml``, its directory, or a file of interactions.
         options: The options.
-        earlier: The configuration of an earlier version. A file of interactions has its columns, filter and split, unless
+        earlier: The configuration of an earlier version. A file of interactions has its columns, filter and split unless
             options say otherwise, and needs a file for each of its modalities that is not left out.
     """
     earlier = {} if earlier is None else earlier
