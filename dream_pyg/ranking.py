@@ -12,7 +12,9 @@ from dream_pyg.graph.csr import UserItems
 from dream_pyg.models.base import Embeddings, Scorer
 
 _BLOCK_SCORES = 1 << 22
-"""Scores held at a time: 16 MiB of float32."""
+"""Scores held at a time: 16 MiB of float32, where those of a few users are no more."""
+_LEAST_USERS = 32
+"""With fewer at a time, reading all items takes longer than the product with them."""
 _SCREENING_ITEMS = 256
 """Enough to tell nine users of ten that what they want is not in their top 20."""
 
@@ -38,7 +40,7 @@ def rank_blocks(scorer: Scorer, user: Tensor, k: int, seen: UserItems | None = N
         One :class:`Ranking` per block, in the order of ``user``. Memory is bounded whatever N is.
     """
     num_items = scorer.num_items
-    blocks = user.split(max(1, _BLOCK_SCORES // num_items))
+    blocks = user.split(max(_LEAST_USERS, _BLOCK_SCORES // num_items))
     buffer: Tensor | None = None  # the first and largest block's scores, whose memory later blocks use again
     for block in blocks:
         score = scorer.scores(block, out=None if buffer is None else buffer[: len(block)])

@@ -67,6 +67,7 @@ def test_metrics_are_the_oracle(seed, num_users, num_items, ks, protocol, block_
         return
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ranking, "_BLOCK_SCORES", block_scores)
+        patched.setattr(ranking, "_LEAST_USERS", 1)
         metrics = evaluate(scored(scores), graph, split, ks=sorted(ks), mask_valid=mask_valid)
         options = {"ks": sorted(ks), "mask_valid": mask_valid, "metrics": list(METRICS)}
         screened = evaluate(scored(scores), graph, split, **options)

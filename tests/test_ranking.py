@@ -44,6 +44,7 @@ def test_rankings_are_those_of_sorting_whatever_the_block(seed, num_users, num_i
     seen = UserItems.from_pairs(torch.from_numpy(pairs), num_users)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ranking, "_BLOCK_SCORES", block_scores)
+        patched.setattr(ranking, "_LEAST_USERS", 1)
         ranked = recommend(scored(scores), torch.from_numpy(users), k, seen)
     width = min(k, num_items)
     assert ranked.item.shape == ranked.score.shape == (len(users), width)
@@ -82,6 +83,7 @@ def test_an_item_of_score_minus_infinity_is_not_ranked():
 
 def test_blocks_come_one_by_one_and_keep_what_they_gave(monkeypatch):
     monkeypatch.setattr(ranking, "_BLOCK_SCORES", 12)  # two users of six items
+    monkeypatch.setattr(ranking, "_LEAST_USERS", 1)
     scores = random_scores(np.random.default_rng(0), 5, 6)
     blocks = list(rank_blocks(scored(scores), torch.arange(5), 3))
     assert [block.user.tolist() for block in blocks] == [[0, 1], [2, 3], [4]]
@@ -108,6 +110,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("block_scores", [1, 1000, 5000])
 def test_memory_is_bounded_whatever_the_number_of_users(monkeypatch, block_scores):
     monkeypatch.setattr(ranking, "_BLOCK_SCORES", block_scores)
+    monkeypatch.setattr(ranking, "_LEAST_USERS", 1)
     num_users, num_items = 400, 100
     generator = torch.Generator().manual_seed(0)
     embeddings = Embeddings(torch.randn(num_users, 2, generator=generator), torch.randn(num_items, 2))
@@ -153,6 +156,7 @@ def test_item_weights_rank_alike_in_blocks_and_never_all_at_once(sparse, monkeyp
     seen, users = UserItems(*scorer.history), torch.arange(num_users)
     whole = recommend(scorer, users, 5, seen)
     monkeypatch.setattr(ranking, "_BLOCK_SCORES", 3 * num_items)
+    monkeypatch.setattr(ranking, "_LEAST_USERS", 1)
     monkeypatch.setattr(base, "_WEIGHTS_AT_ONCE", 7)
     with LargestTensor() as largest:
         blocks = list(rank_blocks(scorer, users, 5, seen))
@@ -188,6 +192,7 @@ def test_who_cannot_hit_has_no_wanted_item_in_the_top(seed, num_users, num_items
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ranking, "_SCREENING_ITEMS", screening_items)
         patched.setattr(ranking, "_BLOCK_SCORES", block_scores)
+        patched.setattr(ranking, "_LEAST_USERS", 1)
         possible = may_hit(Embeddings(user, item), torch.arange(num_users), wanted, k, seen)
     top = recommend(Embeddings(user, item), torch.arange(num_users), k, seen).item
     for row in range(num_users):
