@@ -140,8 +140,8 @@ def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, 
     Args:
         source: A ``dataset.toml``, its directory, or a file of interactions.
         options: The options.
-        earlier: The configuration of an earlier version. A file of interactions has its columns, filter and split unless
-            options say otherwise, and needs a file for each of its modalities that is not left out.
+        earlier: The configuration of an earlier version. A file of interactions then has the columns, filter and split
+            of that unless options say otherwise, and needs a file for each of its modalities that is not left out.
     """
     earlier = {} if earlier is None else earlier
     toml = source / "dataset.toml" if source.is_dir() else source
