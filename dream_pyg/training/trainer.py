@@ -96,7 +96,8 @@ def train(
     """Train a model into a run directory, then evaluate its best epoch on the test split once.
 
     Everything random comes from ``config.training.seed`` and the epoch's number, so a run that was interrupted and
-    resumed ends in the same bits as one that was not (on the same device and number of threads).
+    resumed ends in the same bits as one that was not, on a CPU with the same number of threads; libraries for GPUs may
+    round in another way each time.
 
     Started by ``torchrun``, several processes train together (:mod:`dream_pyg.ranks`): each takes its slice of every
     batch and ranks its share of the users, and the first writes the run, from which any number can go on.
