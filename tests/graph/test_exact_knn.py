@@ -220,7 +220,8 @@ def test_ranking_takes_no_more_memory_for_more_rows(monkeypatch: pytest.MonkeyPa
     finally:
         torch.set_num_threads(num_threads)
     assert many[0] <= few[0]
-    assert many[1] <= 1.2 * few[1]
+    # A little, for the lists of more rows are fuller; whatever had a place for each candidate would take eight times.
+    assert many[1] <= 1.5 * few[1]
 
 
 def test_no_panel_outlives_the_search():
