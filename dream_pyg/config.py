@@ -34,6 +34,8 @@ from dream_pyg.presets import find_preset
 
 FeaturePrecision = Literal["auto", "float32", "bfloat16", "stored"]
 FanOut = Annotated[int, Field(ge=-1)]
+SEED = "training.seed"
+"""The key of the seed, which studies and tables choose themselves."""
 
 
 class SamplingConfig(BaseModel):
@@ -326,6 +328,11 @@ def _laid_over(below: Mapping[str, Any], above: Any) -> Any:
         if isinstance(below[key], Mapping):
             merged[key] = _laid_over(below[key], above[key])
     return merged
+
+
+def override_key(override: str) -> str:
+    """What an override sets, such as ``training.seed``."""
+    return override.partition("=")[0].strip()
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

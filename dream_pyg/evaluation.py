@@ -81,11 +81,9 @@ def evaluate(
     from torch_geometric import metrics as of_pyg
 
     device = targets.device
-    asked = {f"{name}@{k}": (METRICS[name], k) for name in metrics if name != COVERAGE for k in ks}
-    asked[f"recall@{max(ks)}"] = METRICS["recall"], max(ks)
-    ranked = of_pyg.LinkPredMetricCollection({name: getattr(of_pyg, kind)(k) for name, (kind, k) in asked.items()}).to(
-        device
-    )
+    asked = {(name, k) for name in metrics if name != COVERAGE for k in ks} | {("recall", max(ks))}
+    made = {f"{name}@{k}": getattr(of_pyg, METRICS[name])(k) for name, k in sorted(asked)}
+    ranked = of_pyg.LinkPredMetricCollection(made).to(device)
     coverage = {k: of_pyg.LinkPredCoverage(k, num_items).to(device) for k in ks if COVERAGE in metrics}
     users = torch.unique(targets[0])
     if num_users is not None and num_users < len(users):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dream_pyg.data.files import atomic_directory, atomic_path, check_writable, save_tensors, sha256_file, write_json
 from dream_pyg.errors import ConfigError, DataError, StoreError
 from dream_pyg.graph.csr import UserItems
-from dream_pyg.graph.schema import COLD, INTERACTS, SPLITS, label_name
+from dream_pyg.graph.schema import INTERACTS, label_name, labelled_splits
 from dream_pyg.ranking import Ranking, rank_blocks
 from dream_pyg.training.run import Run
 
@@ -60,9 +60,8 @@ def recommend_table(
     store = run.graph[INTERACTS]
     seen = None
     if not include_seen:
-        splits = (*SPLITS, COLD) if mask_held_out else ("train",)
-        labels = [store[label_name(split)] for split in splits if label_name(split) in store]
-        pairs = torch.cat(labels, dim=1)
+        splits = labelled_splits(run.graph) if mask_held_out else ("train",)
+        pairs = torch.cat([store[label_name(split)] for split in splits], dim=1)
         seen = UserItems.from_pairs(pairs, run.model.num_users)
     trained = torch.zeros(run.model.num_users, dtype=torch.bool)
     trained[store[label_name("train")][0].cpu()] = True

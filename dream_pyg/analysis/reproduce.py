@@ -31,7 +31,7 @@ from dream_pyg.analysis.processes import train_in_processes
 from dream_pyg.analysis.published import published_note, published_rows, table_metrics
 from dream_pyg.analysis.significance import paired_p_value
 from dream_pyg.analysis.table import Cell, Row, Table
-from dream_pyg.config import RunConfig
+from dream_pyg.config import SEED, RunConfig, override_key
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.processor import processor_name
@@ -144,10 +144,8 @@ def reproduce(
         raise ConfigError(f"Unknown table {table!r}; expected one of {', '.join(TABLES)}.")
     if table == "accuracy":
         require_plots()
-    if any(override.partition("=")[0].strip() == "training.seed" for override in overrides):
-        raise ConfigError(
-            "training.seed cannot be set: a table has runs of the seeds 0, 1, ...; say how many (--seeds)."
-        )
+    if any(override_key(override) == SEED for override in overrides):
+        raise ConfigError(f"{SEED} cannot be set: a table has runs of the seeds 0, 1, ...; say how many (--seeds).")
     info, out = read_info(graph), Path(out)
     systems = _systems(table, str(graph), models, preset, list(overrides))
     about = _about(graph, info, preset, overrides)

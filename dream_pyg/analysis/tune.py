@@ -33,7 +33,7 @@ from dream_pyg.analysis.search_spaces import (
     describe_space,
     search_space,
 )
-from dream_pyg.config import RunConfig
+from dream_pyg.config import SEED, RunConfig, override_key
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
 from dream_pyg.data.validation import flatten
 from dream_pyg.errors import ConfigError, ResumeError, StoreError, TrainingError
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dream_pyg")
 
 FORMAT_VERSION = 1
-SEED = "training.seed"
 STUDY, STORAGE, TABLE, TRIALS, BEST = "study.json", "study.db", "trials.csv", "trials", "best.toml"
 _RANDOM_TRIALS = 8
 """Trials before the sampler begins to learn from them."""
@@ -127,7 +126,7 @@ def tune(
     """
     optuna = _import_optuna()
     overrides = list(overrides)
-    fixed = [override.partition("=")[0].strip() for override in overrides]
+    fixed = [override_key(override) for override in overrides]
     if SEED in fixed:
         raise ConfigError(f"A study has one seed, for its search and all trainings: give seed (--seed), not {SEED}.")
     base = RunConfig.create(graph=graph, model=model, preset=preset, overrides=[*overrides, f"{SEED}={seed}"])

@@ -147,6 +147,7 @@ def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, 
     toml = source / "dataset.toml" if source.is_dir() else source
     columns = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "split")}
     columns = {name: column for name, column in columns.items() if column is not None}
+    known: set[str] = set()
     if toml.suffix == ".toml":
         if columns:
             raise ConfigError("Column options name columns of an interaction file; set them in dataset.toml instead.")
@@ -155,13 +156,13 @@ def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, 
         interactions = {**earlier.get("interactions", {}), **columns, "path": str(source.absolute())}
         kept = {key: earlier[key] for key in ("name", "filter", "split") if key in earlier}
         config = DatasetConfig.create(interactions=interactions, **kept)
+        known.update(earlier.get("modalities", {}))
     if options["items"] is not None:
         config = config.with_section("items", path=str(options["items"].absolute()))
     for section, keys in {"split": {"method": "split", "seed": "split_seed"}, "filter": {"k_core": "k_core"}}.items():
         values = {key: options[option] for key, option in keys.items() if options[option] is not None}
         if values:
             config = config.with_section(section, **values)
-    known = set() if toml.suffix == ".toml" else set(earlier.get("modalities", {}))
     for modality in options["without"]:
         config = config if modality in known else config.without_modality(modality)
     for kind in ("features", "neighbors"):

@@ -7,14 +7,16 @@ from pathlib import Path
 import click
 
 from dream_pyg import ranks
-from dream_pyg.analysis.tune import SEED, tuned_config
+from dream_pyg.analysis.tune import tuned_config
 from dream_pyg.cli.output import format_option, print_json, print_table
-from dream_pyg.config import RunConfig
+from dream_pyg.config import SEED, RunConfig, override_key
 from dream_pyg.errors import ConfigError, ResumeError
 from dream_pyg.training.run import RunPaths, load_run
 from dream_pyg.training.trainer import evaluate_lines
 from dream_pyg.training.trainer import train as train_run
 
+_BUDGET = 30.0
+"""Minutes of a search."""
 _TRAIN_EPILOG = """\b
 Examples:
   dream-pyg train graphs/baby --model dream --run runs/dream --set training.seed=1
@@ -41,7 +43,7 @@ Example:
 @click.option("--preset", metavar="NAME|FILE", help="Ready values; see `dream-pyg models`. auto finds some.")
 @click.option(
     "--budget", type=click.FloatRange(min=0), metavar="MINUTES",
-    help="With --preset auto: after this time, no further trial begins.  [default: 30]",
+    help=f"With --preset auto: after this time, no further trial begins.  [default: {_BUDGET:g}]",
 )  # fmt: skip
 @click.option("--num-neighbors", type=int, help="Neighbours of each node to train with; by default all of GRAPH's.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value.")
@@ -84,7 +86,7 @@ def train(
         if resume and file is None and not config.is_file():
             raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
         if preset == "auto" and not resume:
-            return _tuned(graph, model, file, run, num_neighbors, overrides, 30 if budget is None else budget)
+            return _tuned(graph, model, file, run, num_neighbors, overrides, _BUDGET if budget is None else budget)
         return RunConfig.create(
             file=config if resume and file is None else file,
             graph=graph,
@@ -132,7 +134,7 @@ def _tuned(
     if num_neighbors is not None:
         overrides = (*overrides, f"num_neighbors={num_neighbors}")
     seed = RunConfig.create(graph=graph, model=model, overrides=overrides).training.seed
-    overrides = tuple(override for override in overrides if override.partition("=")[0].strip() != SEED)
+    overrides = tuple(override for override in overrides if override_key(override) != SEED)
     study = run.with_name(f"{run.name}.study")
     return tuned_config(model, graph, study, run, budget=60 * budget, seed=seed, overrides=overrides)
 

@@ -54,6 +54,13 @@ def row_entries(pointer: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     return position, torch.arange(len(position), device=row.device) + (start - first)[position]
 
 
+def take_rows(pointer: Tensor, index: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Some rows (B,) of a CSR matrix, given by its pattern, as the pattern of a matrix of their own."""
+    count = pointer[row + 1] - pointer[row]
+    _, entry = row_entries(pointer, row)
+    return torch.cat([count.new_zeros(1), count.cumsum(0)]), index[entry]
+
+
 class UserItems(NamedTuple):
     """Some items of each user, as rows of a CSR matrix."""
 

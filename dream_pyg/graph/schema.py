@@ -48,6 +48,11 @@ def label_name(split: str) -> str:
     return f"{split}_edge_label_index"
 
 
+def labelled_splits(graph: HeteroData) -> tuple[str, ...]:
+    """The splits, and ``COLD`` where the graph has such interactions."""
+    return (*SPLITS, COLD) if label_name(COLD) in graph[INTERACTS] else SPLITS
+
+
 def feature_modalities(graph: HeteroData) -> list[str]:
     """The modalities whose features the graph holds, in stored order."""
     return [name.removeprefix("x_") for name in graph[ITEM].keys() if name.startswith("x_")]  # noqa: SIM118

@@ -44,7 +44,7 @@ from dream_pyg.graph.edges import add_interaction_edges, set_edges
 from dream_pyg.graph.knn import Engine, SearchReport
 from dream_pyg.graph.partial import PartialBuild
 from dream_pyg.graph.processor import resolve_device
-from dream_pyg.graph.schema import COLD, INTERACTS, ITEM, SPLITS, USER, EdgeType, label_name
+from dream_pyg.graph.schema import COLD, INTERACTS, ITEM, SPLITS, USER, EdgeType, label_name, labelled_splits
 
 FORMAT_VERSION = 2
 INFO, EDGES, FEATURES, USERS, ITEMS = (
@@ -235,9 +235,8 @@ def load_graph(path: str | Path, *, verify: bool = True) -> StoredGraph:
     graph = HeteroData()
     graph[USER].num_nodes = info["counts"]["users"]
     graph[ITEM].num_nodes = info["counts"]["items"]
-    for split in (*SPLITS, COLD):
-        if label_name(split) in edges:
-            graph[INTERACTS][label_name(split)] = edges.pop(label_name(split))
+    for split in (*SPLITS, COLD) if label_name(COLD) in edges else SPLITS:
+        graph[INTERACTS][label_name(split)] = edges.pop(label_name(split))
     add_interaction_edges(graph)
     for name in sorted(name for name in edges if name.endswith("/edge_index")):
         node, relation, _ = name.split("/")
@@ -311,8 +310,7 @@ def make_fingerprint(config: DatasetConfig, inputs: Mapping[str, Any], parameter
 
 
 def _tensors(graph: HeteroData) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    labels = (label_name(split) for split in (*SPLITS, COLD))
-    edges = {name: graph[INTERACTS][name] for name in labels if name in graph[INTERACTS]}
+    edges = {label_name(split): graph[INTERACTS][label_name(split)] for split in labelled_splits(graph)}
     for source, relation, target in graph.edge_types:
         if source == target:
             store = graph[source, relation, target]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from dream_pyg.errors import ConfigError, TrainingError
-from dream_pyg.graph.csr import UserItems, csr_product, row_entries
+from dream_pyg.graph.csr import UserItems, csr_product, row_entries, take_rows
 from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.nn.alignment import BehaviorModalAlignment
@@ -119,10 +119,10 @@ class ItemWeights(NamedTuple):
 
     def scores(self, user: Tensor, out: Tensor | None = None) -> Tensor:
         """Sums of the weights of these users' items (B, I); see :class:`Scorer`."""
-        row, item = self.history.coordinates(user)
         if self.weight.layout == torch.strided:
-            pointer = torch.searchsorted(row, torch.arange(len(user) + 1, device=row.device))
+            pointer, item = take_rows(*self.history, user)
             return csr_product(pointer, item, None, (len(user), self.num_items), self.weight)
+        row, item = self.history.coordinates(user)
         # Few weights of few items each: adding them one by one is far less than a product with dense rows.
         pointer, index, weights = self.weight.crow_indices(), self.weight.col_indices(), self.weight.values()
         scores = weights.new_zeros(len(user), self.num_items) if out is None else out.zero_()

@@ -166,7 +166,7 @@ class DREAM(Recommender):
             self.register_buffer("co_occurrence_edges", edge_index, persistent=False)
         if self.config.popularity_correction:
             for node, edge_type in ((USER, REV_INTERACTS), (ITEM, INTERACTS)):
-                weight = _negative_weight(graph[edge_type].edge_index, self.config.popularity_correction)
+                weight = _by_degree(graph[edge_type].edge_index, self.config.popularity_correction)
                 self.register_buffer(f"negative_weight_{node}", weight, persistent=False)
         self.propagation = Propagation()
         self.alignment = BehaviorModalAlignment(
@@ -322,7 +322,7 @@ class DREAM(Recommender):
         return functools.reduce(operator.add, views)
 
 
-def _negative_weight(edge_index: EdgeIndex, exponent: float) -> Tensor:
+def _by_degree(edge_index: EdgeIndex, exponent: float) -> Tensor:
     """Each target's degree to minus the exponent, on average 1 over the edges, of which batches are drawn."""
     degree = torch.bincount(edge_index[1], minlength=edge_index.sparse_size(1)).clamp_(min=1)
     weight = degree.double().pow(-exponent)

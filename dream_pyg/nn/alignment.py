@@ -71,8 +71,7 @@ def unit_info_nce(
     """
     fused = temperature >= _LEAST_FUSED_TEMPERATURE
     if pairs is not None and (not fused or ranks.num_ranks() > 1):
-        query, key = query[pairs.query], key[pairs.key]
-        key_weight = None if key_weight is None else key_weight[pairs.key]
+        query, key, key_weight = pairs.examples(query, key, key_weight)
         pairs = None
     if not fused:
         return _cross_entropy(query, key, temperature, key_weight)
@@ -93,6 +92,10 @@ class Pairs(NamedTuple):
 
     query: Tensor
     key: Tensor
+
+    def examples(self, query: Tensor, key: Tensor, key_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The query, the key and its weight of each example, repeated as the batch has them."""
+        return query[self.query], key[self.key], None if key_weight is None else key_weight[self.key]
 
 
 def _counts(position: Tensor, rows: Tensor) -> Tensor:
@@ -248,8 +251,7 @@ class BehaviorModalAlignment(nn.Module):
         pairs = None if query_row is None or key_row is None else Pairs(query_row, key_row)
         if not self.normalize:
             if pairs is not None:
-                query, key = query[pairs.query], key[pairs.key]
-                key_weight = None if key_weight is None else key_weight[pairs.key]
+                query, key, key_weight = pairs.examples(query, key, key_weight)
             return _cross_entropy(query, key, self.temperature, key_weight)
         auto = self.precision == "auto" and self.temperature >= _LEAST_ROUNDED_TEMPERATURE
         rounded = self.precision == "bfloat16" or (auto and has_bfloat16_units(query.device))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.csr import csr_product, row_entries
+from dream_pyg.graph.csr import csr_product, take_rows
 from dream_pyg.graph.schema import DESCRIBES, ITEM, REV_INTERACTS, USER, count_name, feature_name
 from dream_pyg.nn.propagation import Propagation
 
@@ -51,10 +51,8 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
         One row per given user (B, F), of the features' type; half precision becomes float32.
     """
     (pointer, item), _ = describing_edges(graph).get_csc()
-    row, entry = row_entries(pointer, user)
-    item = item[entry]
-    batch_pointer = torch.searchsorted(row, torch.arange(len(user) + 1, device=row.device))
+    pointer, item = take_rows(pointer, item, user)
     features = graph[ITEM][feature_name(modality)]
     if features.dtype == torch.float16:  # only the rows in use are converted
         features, item = features.index_select(0, item).float(), torch.arange(len(item), device=item.device)
-    return csr_product(batch_pointer, item, None, (len(user), len(features)), features)
+    return csr_product(pointer, item, None, (len(user), len(features)), features)

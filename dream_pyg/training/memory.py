@@ -48,10 +48,10 @@ def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> N
     trained = 0
     if config.model.get("train_features", False):
         trained = 4 * sum(graph[ITEM][feature_name(modality)].numel() for modality in feature_modalities(graph))
-    features = 0
+    features, precision = 0, config.held_precision
     for modality in feature_modalities(graph):
         stored = graph[ITEM][feature_name(modality)]
-        held = stored.dtype if config.held_precision == "stored" else getattr(torch, config.held_precision)
+        held = stored.dtype if precision == "stored" else getattr(torch, precision)
         if device.type != "cpu" or stored.dtype != held:
             features += held.itemsize * stored.numel()
     return Needs(kept + _KEPT * trained + _PASSING * (table + trained), features)
