@@ -333,6 +333,7 @@ def _run(task: Task) -> dict[str, Any]:
         "epochs": info["epochs"],
         "seconds": round(sum(epoch["train_seconds"] + epoch.get("evaluate_seconds", 0.0) for epoch in epochs), 1),
         "device": info["device"],
+        "processor": info.get("processor", ""),  # which older runs do not say
         "num_threads": info["num_threads"],
         "versions": info["versions"],
         # Where the graph lies on this machine is nobody's business; the table has its fingerprint.
@@ -362,6 +363,7 @@ def _make_table(table: str, info: dict[str, Any], rows: list[Row], about: dict[s
             **about,
             "seeds": sorted({run["seed"] for run in runs}),
             "devices": sorted({run["device"] for run in runs}),
+            "processors": sorted({run["processor"] for run in runs if run["processor"]}),
             "threads": sorted({run["num_threads"] for run in runs}),
             "versions": runs[-1]["versions"],
         }

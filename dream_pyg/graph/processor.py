@@ -85,8 +85,10 @@ def keep_few_kernels() -> None:
         os.environ.setdefault(name, "128")
 
 
-def processor_name() -> str:
-    """The name of the CPU, as Linux tells it, or as Python does elsewhere; else ``unknown processor``."""
+def processor_name(device: torch.device | None = None) -> str:
+    """The name of the GPU, or of the CPU as Linux tells it, or as Python does elsewhere; else ``unknown processor``."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     name = platform.processor()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -139,9 +139,7 @@ class _UnitInfoNCE(torch.autograd.Function):
     ) -> Tensor:
         bound = 1.0 / temperature
         exponentials = torch.mm((query * bound).to(dtype), key.to(dtype).T).exp_()
-        # A bfloat16 sum is precise over a short stretch only, and one in float32 would first copy the whole buffer.
-        stretches = zip(exponentials.split(_SUMMED_COLUMNS, 1), key_count.to(dtype).split(_SUMMED_COLUMNS), strict=True)
-        row_sum = torch.stack([stretch @ counts for stretch, counts in stretches]).to(query.dtype).sum(dim=0)
+        row_sum = _row_sum(exponentials, key_count)
         query_count = _counts(query_row, query)
         ctx.save_for_backward(query, key, query_row, key_row, key_count, query_count / row_sum, exponentials)
         ctx.scale = bound / count
@@ -163,6 +161,16 @@ class _UnitInfoNCE(torch.autograd.Function):
             key_grad = expected.to(query.dtype) * key_count.unsqueeze(1)
             key_grad.index_add_(0, key_row, query[query_row], alpha=-1).mul_(scale)
         return query_grad, key_grad, *(None,) * 6
+
+
+def _row_sum(exponentials: Tensor, key_count: Tensor) -> Tensor:
+    """What the exponentials (Q, K) of each query sum to, each times the count of its key (K,), in the latter's type."""
+    if exponentials.is_cuda:  # A copy of the buffer costs it less than many small products.
+        return (exponentials * key_count).sum(dim=1)
+    # A bfloat16 sum is precise over a short stretch only, and one in float32 would first copy the whole buffer.
+    counts = key_count.to(exponentials.dtype).split(_SUMMED_COLUMNS)
+    stretches = zip(exponentials.split(_SUMMED_COLUMNS, 1), counts, strict=True)
+    return torch.stack([stretch @ count for stretch, count in stretches]).to(key_count.dtype).sum(dim=0)
 
 
 class BehaviorModalAlignment(nn.Module):

@@ -135,8 +135,8 @@ class FeatureProjection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(embedding_dim)) if bias else None
         self.features: nn.Parameter | None = None
         if trained:
-            given = graph[ITEM][feature_name(modality)].to(self.weight)
-            self.features = nn.Parameter(scale_projection(graph, modality, given, scaling).clone())
+            given = graph[ITEM][feature_name(modality)].to(self.weight.dtype)
+            self.features = nn.Parameter(scale_projection(graph, modality, given, scaling).to(self.weight, copy=True))
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:

@@ -31,7 +31,7 @@ from dream_pyg import ranks
 from dream_pyg.config import FeaturePrecision, RunConfig
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
-from dream_pyg.graph.processor import resolve_device
+from dream_pyg.graph.processor import processor_name, resolve_device
 from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
@@ -287,6 +287,7 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
         "config": config.to_dict(),
         "seed": config.training.seed,
         "device": str(device),
+        "processor": processor_name(device),
         "num_threads": torch.get_num_threads(),
         "num_processes": ranks.num_ranks(),
         "versions": {

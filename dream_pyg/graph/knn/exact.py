@@ -32,6 +32,9 @@ _INTEGER_PANEL_BYTES = 80 << 20
 """The fewer panels, the less often rows are made again, which takes as long whatever the type."""
 _TILE_ROWS = 512
 _TILE_SCORES = 1 << 22
+_GPU_PANEL_BYTES, _GPU_PREPARED_BYTES = 1 << 30, 128 << 20
+_GPU_TILE_ROWS, _GPU_TILE_SCORES = 4096, 1 << 26
+"""A GPU has no small cache to stay in, but wants to be given much at once."""
 _FEW_FEATURES = 1024
 """With fewer, tiles have twice the rows, since the products of a tile with itself, half of them twice, cost little."""
 _MANY_ROWS = 1 << 14
@@ -212,8 +215,10 @@ def _largest(values: Tensor, dim: int) -> Tensor:
 
 def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     """The rows and columns where a mask is true."""
-    # On a CPU NumPy is four times as fast.
-    position = mask.view(-1).nonzero().view(-1) if mask.is_cuda else torch.from_numpy(np.flatnonzero(mask.numpy()))
+    if mask.is_cuda:
+        row, column = mask.nonzero(as_tuple=True)
+        return row, column
+    position = torch.from_numpy(np.flatnonzero(mask.numpy()))  # Four times as fast as PyTorch.
     width = max(1, mask.size(1))
     row = position // width
     return row, position - row * width
@@ -239,7 +244,10 @@ class RowProduct:
         few, many = self.num_features < _FEW_FEATURES, self.num_rows >= _MANY_ROWS
         self._tile_rows = _TILE_ROWS * (2 if few or many else 1)
         self._tile_columns = _TILE_SCORES * (2 if few else 1) // self._tile_rows
-        panel = _INTEGER_PANEL_BYTES if dtype == torch.int8 else _PANEL_BYTES
+        panel, self._prepared_bytes = _INTEGER_PANEL_BYTES if dtype == torch.int8 else _PANEL_BYTES, _PREPARED_BYTES
+        if device.type == "cuda":
+            panel, self._prepared_bytes = _GPU_PANEL_BYTES, _GPU_PREPARED_BYTES
+            self._tile_rows, self._tile_columns = _GPU_TILE_ROWS, _GPU_TILE_SCORES // _GPU_TILE_ROWS
         self._width = self.num_features
         if dtype == torch.int8:
             self._width = -(-self._width // _INTEGER_WIDTH) * _INTEGER_WIDTH
@@ -342,7 +350,7 @@ class RowProduct:
         if start not in self._loaded:
             stop = min(start + self._starts.step, len(self._along))
             panel = torch.zeros(stop - start, self._width, dtype=self._dtype, device=self._device)
-            step = max(1, _PREPARED_BYTES // (4 * self.num_features))
+            step = max(1, self._prepared_bytes // (4 * self.num_features))
             for first in range(start, min(stop, self.num_rows), step):
                 last = min(first + step, stop, self.num_rows)
                 part = _unit(torch.from_numpy(self._rows.take(first, last)).to(self._device))
