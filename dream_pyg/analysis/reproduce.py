@@ -363,7 +363,7 @@ def _make_table(table: str, info: dict[str, Any], rows: list[Row], about: dict[s
             **about,
             "seeds": sorted({run["seed"] for run in runs}),
             "devices": sorted({run["device"] for run in runs}),
-            "processors": sorted({run["processor"] for run in runs if run["processor"]}),
+            "processors": sorted({run["processor"] or "not noted" for run in runs}),
             "threads": sorted({run["num_threads"] for run in runs}),
             "versions": runs[-1]["versions"],
         }
