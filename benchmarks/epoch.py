@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import torch
 from torch.profiler import ProfilerActivity, profile
-from train_step import our_step, pyg_step
+from train_step import batches_of, held_out_pairs, our_step, pyg_step
 
 from dream_pyg import DREAM, Batch, DatasetConfig, RunConfig, build_store, load_graph, train
 from dream_pyg.bench.machine import describe_process
@@ -40,7 +40,6 @@ SHAPES = {
 }
 """Users, items and interactions of each data set (DREAM, Table 1)."""
 MODELS = ("dream", "lightgcn", "bpr", "vbpr", "bm3", "freedom", "mgcn", "dualgnn")
-BATCH_SIZE = 2048
 
 
 def make_store(name: str, directory: Path, device: str) -> float:
@@ -49,8 +48,7 @@ def make_store(name: str, directory: Path, device: str) -> float:
     data = directory / "data"
     data.mkdir()
     user, item = power_law_pairs(num_users, num_items, num_pairs, seed=0, item_exponent=0.5)
-    later = np.flatnonzero(np.diff(user, prepend=-1) == 0)  # all but a first train item of each user
-    held_out = np.random.default_rng(0).permutation(later)[: num_pairs // 5]
+    held_out = held_out_pairs(user, num_pairs // 5)
     split = np.full(num_pairs, "train")
     split[held_out[::2]], split[held_out[1::2]] = "valid", "test"
     pl.DataFrame({"user_id": user, "item_id": item, "split": split}).write_parquet(data / "interactions.parquet")
@@ -108,7 +106,7 @@ def measure_pyg(path: Path, device: str, epochs: int) -> dict[str, Any]:
     seconds = []
     for epoch in range(epochs + 1):
         started = time.perf_counter()
-        for batch in _batches(graph, epoch):
+        for batch in batches_of(graph, epoch):
             step(Batch(*(part.to(device) for part in batch)))
         if on_gpu:
             torch.cuda.synchronize()
@@ -120,18 +118,13 @@ def measure_pyg(path: Path, device: str, epochs: int) -> dict[str, Any]:
     }
 
 
-def _batches(graph: Any, epoch: int) -> list[Batch]:
-    triplets = TripletSampler(graph).epoch(torch.Generator().manual_seed(epoch))
-    return [Batch(*parts) for parts in zip(*(part.split(BATCH_SIZE) for part in triplets), strict=True)]
-
-
 def print_profile(path: Path, device: str) -> None:
     """Where a step of DREAM spends its time, by operation."""
     graph = prepare_graph(load_graph(path).graph, resolve_device(device))
     torch.manual_seed(0)
     model = DREAM(graph).to(device)
     step = our_step(model, graph)
-    batches = [Batch(*(part.to(device) for part in batch)) for batch in _batches(graph, 0)[:-1]]
+    batches = [Batch(*(part.to(device) for part in batch)) for batch in batches_of(graph)[:-1]]
     for batch in batches[:10]:
         step(batch)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:

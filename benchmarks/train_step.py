@@ -23,6 +23,7 @@ import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import LGConv
@@ -49,13 +50,24 @@ BATCH_SIZE = 2048
 LEARNING_RATE = 1e-3
 
 
+def held_out_pairs(user: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Some pairs, in random order, of those of ascending users; a first train item of each user stays."""
+    later = np.flatnonzero(np.diff(user, prepend=-1) == 0)
+    return np.random.default_rng(0).permutation(later)[:count]
+
+
+def batches_of(graph: HeteroData, epoch: int = 0) -> list[Batch]:
+    """The batches of an epoch."""
+    triplets = TripletSampler(graph).epoch(torch.Generator().manual_seed(epoch))
+    return [Batch(*parts) for parts in zip(*(part.split(BATCH_SIZE) for part in triplets), strict=True)]
+
+
 def make_graph() -> HeteroData:
     """The generated data as a graph, neighbours searched in it."""
     num_pairs = NUM_TRAIN + NUM_VALID + NUM_TEST
     # Of this exponent are the popularities of Baby: a median of 8 and a maximum of 554 there, 12 and 700 here.
     user, item = power_law_pairs(NUM_USERS, NUM_ITEMS, num_pairs, seed=0, item_exponent=0.5)
-    later = np.flatnonzero(np.diff(user, prepend=-1) == 0)  # all but a first train item of each user
-    chosen = np.random.default_rng(0).permutation(later)[: NUM_VALID + NUM_TEST]
+    chosen = held_out_pairs(user, NUM_VALID + NUM_TEST)
     split = np.full(num_pairs, TRAIN, dtype=np.uint8)
     split[chosen[:NUM_VALID]], split[chosen[NUM_VALID:]] = VALID, TEST
     ids = (pl.Series([str(number) for number in range(count)]) for count in (NUM_USERS, NUM_ITEMS))
@@ -447,9 +459,7 @@ def main() -> None:
         torch.manual_seed(0)
         return model(graph, model.Config(**options))
 
-    triplets = TripletSampler(graph).epoch(torch.Generator().manual_seed(0))
-    batches = [Batch(*parts) for parts in zip(*(part.split(BATCH_SIZE) for part in triplets), strict=True)]
-    batches = batches[: arguments.rounds + 1]
+    batches = batches_of(graph)[: arguments.rounds + 1]
     model = make(DREAM, graph)
     plain = PlainDREAM(graph, model)
     others = {

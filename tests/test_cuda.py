@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,13 +22,12 @@ from dream_pyg.graph.store import StoredGraph
 from dream_pyg.models import MODELS, Batch
 from dream_pyg.ranking import recommend
 from dream_pyg.serving import recommend_table
-from dream_pyg.training import trainer
 from dream_pyg.training.run import load_run, make_model, prepare_graph
 from dream_pyg.training.trainer import train
 from tests.contract.test_contract import PERSONAL, TRAINED, first_batch
 from tests.graph.test_exact_knn import KINDS, make
 from tests.graphs import PlantedBlocks, random_dataset
-from tests.training.runs import assert_learns, assert_same_run, configure, read_metrics
+from tests.training.runs import assert_learns, assert_resumes_inside_an_epoch, assert_same_run, configure, read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -81,20 +79,7 @@ def test_learns_the_planted_blocks(name, stored, tmp_path):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(name, stored, tmp_path, monkeypatch):
-    train(config_for(stored, name, epochs=3), tmp_path / "whole")
-    step = trainer._Session._train_step
-    with monkeypatch.context() as patched:
-
-        def interrupted_step(session, *given):
-            step(session, *given)
-            if (session.epoch, session.step) == (1, 2):
-                signal.raise_signal(signal.SIGINT)
-
-        patched.setattr(trainer._Session, "_train_step", interrupted_step)
-        with pytest.raises(trainer.Interrupted):
-            train(config_for(stored, name, epochs=3), tmp_path / "parts")
-    train(config_for(stored, name, epochs=3), tmp_path / "parts", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_resumes_inside_an_epoch(config_for(stored, name, epochs=3), tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", MODELS)

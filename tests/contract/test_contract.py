@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dream_pyg.config import RunConfig
 from dream_pyg.data.dataset import Dataset
 from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.data.interactions import TEST, VALID
-from dream_pyg.errors import ConfigError, Interrupted, TrainingError
+from dream_pyg.errors import ConfigError, TrainingError
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.schema import (
     INTERACTS,
@@ -33,13 +32,20 @@ from dream_pyg.graph.store import StoredGraph, build_store
 from dream_pyg.models import MODELS, Batch, Embeddings, Recommender
 from dream_pyg.models.base import ClosedForm
 from dream_pyg.serving import EXPORT_FORMATS, export_run, load_index, recommend_table
-from dream_pyg.training import trainer
 from dream_pyg.training.checkpoint import load_checkpoint
 from dream_pyg.training.run import load_run
 from dream_pyg.training.trainer import train
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import MODALITIES, PlantedBlocks, random_dataset, write_files
-from tests.training.runs import assert_learns, assert_same, assert_same_run, configure, read_checkpoint, read_metrics
+from tests.training.runs import (
+    assert_learns,
+    assert_resumes_inside_an_epoch,
+    assert_same,
+    assert_same_run,
+    configure,
+    read_checkpoint,
+    read_metrics,
+)
 
 IMPERSONAL = {"popularity": "the same ranking for every user cannot know anyone's block, and nothing is trained"}
 PERSONAL = [name for name in MODELS if name not in IMPERSONAL]
@@ -236,20 +242,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(name, stored, tmp_path):
 
 @each_trained_model
 def test_interrupted_inside_an_epoch_and_resumed_is_uninterrupted(name, stored, tmp_path, monkeypatch):
-    train(configure(stored, name, epochs=3), tmp_path / "whole")
-    step = trainer._Session._train_step
-    with monkeypatch.context() as patched:
-
-        def interrupted_step(session, *given):
-            step(session, *given)
-            if (session.epoch, session.step) == (1, 2):
-                signal.raise_signal(signal.SIGINT)
-
-        patched.setattr(trainer._Session, "_train_step", interrupted_step)
-        with pytest.raises(Interrupted):
-            train(configure(stored, name, epochs=3), tmp_path / "parts")
-    train(configure(stored, name, epochs=3), tmp_path / "parts", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_resumes_inside_an_epoch(configure(stored, name, epochs=3), tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in CLOSED_FORM])

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import load_tensors, read_json
+from dream_pyg.errors import Interrupted
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import StoredGraph
 from dream_pyg.ranking import recommend
+from dream_pyg.training import trainer
 from dream_pyg.training.checkpoint import load_checkpoint
 from dream_pyg.training.run import RunPaths, load_run
 from dream_pyg.training.trainer import train
@@ -79,6 +83,24 @@ def assert_learns(blocks: PlantedBlocks, config: RunConfig, run: Path) -> None:
     seen = UserItems.from_pairs(trained.graph[INTERACTS][label_name("train")], len(users))
     best = recommend(trained.scorer(), users, 1, seen).item.squeeze(1)
     np.testing.assert_array_equal(blocks.item_block[best], blocks.user_block)
+
+
+def assert_resumes_inside_an_epoch(config: RunConfig, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that is interrupted in the middle of its second epoch, and resumed, is one that was not."""
+    train(config, directory / "whole")
+    step = trainer._Session._train_step
+    with monkeypatch.context() as patched:
+
+        def interrupted_step(session: Any, *given: Any) -> None:
+            step(session, *given)
+            if (session.epoch, session.step) == (1, 2):
+                signal.raise_signal(signal.SIGINT)
+
+        patched.setattr(trainer._Session, "_train_step", interrupted_step)
+        with pytest.raises(Interrupted):
+            train(config, directory / "parts")
+    train(config, directory / "parts", resume=True)
+    assert_same_run(directory / "whole", directory / "parts")
 
 
 def _untimed(line: str) -> dict[str, Any]:
