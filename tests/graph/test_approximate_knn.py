@@ -91,7 +91,7 @@ def index_of(matrix: NDArray[np.floating], count: int = K) -> ClusterIndex:
 def test_rows_of_all_clusters_find_everything():
     matrix = np.random.default_rng(1).normal(size=(700, 24)).astype(np.float32)
     index = index_of(matrix)
-    candidates = index.search(np.arange(700), approximate.max_candidates("clusters", K), index.efforts[-1])
+    candidates = index.search(np.arange(700), approximate.max_candidates("clusters", K), index.settings[-1])
     expected = np.argsort(-cosines(matrix), axis=1)[:, :K]
     missed = [len(set(mine) - set(theirs)) for mine, theirs in zip(expected, candidates, strict=True)]
     assert sum(missed) == 0
@@ -99,27 +99,37 @@ def test_rows_of_all_clusters_find_everything():
     assert not (candidates == np.arange(700)[:, None]).any()
 
 
-def found_share(index: ClusterIndex, matrix: NDArray[np.floating], wanted: NDArray[np.int64], effort: int) -> float:
+def setting(num_lists: int, joins: int = 0) -> dict[str, int]:
+    return {"clusters_of_a_row": num_lists, "joins": joins}
+
+
+def found_share(index: ClusterIndex, matrix: NDArray[np.floating], wanted: NDArray[np.int64], **at: int) -> float:
     expected = np.argsort(-cosines(matrix)[wanted], axis=1)[:, :K]
-    found = index.search(wanted, approximate.max_candidates("clusters", K), effort)
+    found = index.search(wanted, approximate.max_candidates("clusters", K), setting(**at))
     return float(np.mean([np.isin(mine, theirs) for mine, theirs in zip(expected, found, strict=True)]))
 
 
-def test_more_clusters_of_a_row_find_more():
+def test_more_clusters_of_a_row_and_more_joins_find_more():
     matrix = np.random.default_rng(5).normal(size=(2000, 20)).astype(np.float32)
     index, wanted = index_of(matrix), np.arange(0, 2000, 7)
-    shares = [found_share(index, matrix, wanted, effort) for effort in (2, 4, index.efforts[-1])]
-    assert shares[0] < shares[1] < shares[2], shares
-    assert shares[2] > 0.99
+    shares = [
+        found_share(index, matrix, wanted, num_lists=at["clusters_of_a_row"], joins=at["joins"])
+        for at in index.settings
+    ]
+    assert [at["clusters_of_a_row"] for at in index.settings] == [2, 3, 4, 4, 4, 4, 4, 4, 4]
+    assert [at["joins"] for at in index.settings] == [0, 0, 0, 1, 2, 3, 4, 5, 6]
+    assert shares[0] < shares[1] < shares[2] < shares[3] <= shares[4], shares
+    assert shares[4] > 0.99
+    assert found_share(index, matrix, wanted, num_lists=4, joins=1) == shares[3]  # fewer joins than were done before
 
 
 def test_clusters_in_regions_find_as_much_as_those_made_at_once(
     clustered: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
 ):
     wanted = np.arange(0, 1500, 5)
-    at_once = found_share(index_of(clustered), clustered, wanted, 3)
+    at_once = found_share(index_of(clustered), clustered, wanted, num_lists=3)
     monkeypatch.setattr(clusters, "_UNDIVIDED", 8)
-    assert found_share(index_of(clustered), clustered, wanted, 3) == pytest.approx(at_once, abs=0.03)
+    assert found_share(index_of(clustered), clustered, wanted, num_lists=3) == pytest.approx(at_once, abs=0.03)
 
 
 def test_rows_of_small_clusters_are_compared_with_all(monkeypatch: pytest.MonkeyPatch):
@@ -127,7 +137,7 @@ def test_rows_of_small_clusters_are_compared_with_all(monkeypatch: pytest.Monkey
     crowd, apart = random.normal(size=(400, 24)) * 0.1 + 1, random.normal(size=(3, 24)) * 0.01 - 1
     rows = ArrayRows(np.concatenate([crowd, apart]).astype(np.float32))
     index = ClusterIndex(rows, count=10, seed=0, what="rows", fine=True)
-    found = index.search(np.arange(403), 14, 1)
+    found = index.search(np.arange(403), 14, setting(1))
     assert (found[:, :10] >= 0).all()
     assert (found != np.arange(403)[:, None]).all()
     assert all(len(set(of_row)) == 10 for of_row in found[:, :10].tolist())
@@ -137,7 +147,7 @@ def test_rows_of_small_clusters_are_compared_with_all(monkeypatch: pytest.Monkey
         cosine[row] = -np.inf
         assert set(found[row].tolist()) == set(np.argsort(-cosine)[:14].tolist())
     monkeypatch.setattr(clusters, "_COMPARED_AT_ONCE", 50)
-    assert np.array_equal(np.sort(index.search(np.arange(403), 14, 1)), np.sort(found))
+    assert np.array_equal(np.sort(index.search(np.arange(403), 14, setting(1))), np.sort(found))
 
 
 def test_the_order_holds_all_rows_and_similar_ones_side_by_side(clustered: NDArray[np.float16]):
@@ -172,12 +182,12 @@ def test_what_cannot_tell_neighbours_apart_is_given_up(caplog: pytest.LogCapture
 
 
 def test_rows_in_parts_find_the_same(clustered: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch):
-    whole = index_of(clustered).search(np.arange(1500), 20, 3)
+    whole = index_of(clustered).search(np.arange(1500), 20, setting(3))
     monkeypatch.setattr(clusters, "_LISTED_BYTES", 8 * 3 * 20 * 111)
     monkeypatch.setattr(clusters, "_BLOCK_BYTES", 24 * 3 * 20 * 17)
-    np.testing.assert_array_equal(index_of(clustered).search(np.arange(1500), 20, 3), whole)
+    np.testing.assert_array_equal(index_of(clustered).search(np.arange(1500), 20, setting(3)), whole)
     some = np.random.default_rng(0).permutation(1500)[:40]
-    np.testing.assert_array_equal(index_of(clustered).search(some, 20, 3), whole[some])
+    np.testing.assert_array_equal(index_of(clustered).search(some, 20, setting(3)), whole[some])
 
 
 @pytest.fixture
@@ -204,7 +214,7 @@ def test_the_number_of_threads_does_not_matter_to_clusters(clustered: NDArray[np
     found = []
     for num_threads in (1, 3):
         torch.set_num_threads(num_threads)
-        found.append(index_of(clustered).search(np.arange(1500), 20, 3))
+        found.append(index_of(clustered).search(np.arange(1500), 20, setting(3)))
         assert torch.get_num_threads() == num_threads
     torch.set_num_threads(before)
     np.testing.assert_array_equal(*found)
@@ -365,20 +375,6 @@ def test_available_memory_is_less_than_there_is():
     assert available is not None
     psutil = pytest.importorskip("psutil")
     assert 0 < available <= psutil.virtual_memory().total
-
-
-@pytest.mark.parametrize("first", range(9))
-def test_the_first_position_at_which_a_condition_holds(first: int):
-    for size in range(8):
-        asked: list[int] = []
-
-        def holds(at: int, asked: list[int] = asked) -> bool:
-            asked.append(at)
-            return at >= first
-
-        assert approximate._first(holds, size) == min(first, size)
-        assert all(0 <= at < size for at in asked)
-        assert len(asked) == len(set(asked))
 
 
 def test_clustered_features_are_seeded_and_of_low_dimension(tmp_path: Path):

@@ -15,6 +15,7 @@ from dream_pyg.errors import SearchError
 from dream_pyg.graph.knn.candidates import Candidates
 from dream_pyg.graph.knn.clusters import ClusterIndex
 from dream_pyg.graph.knn.faiss_indices import FaissEngine, FaissIndex
+from dream_pyg.graph.knn.report import Setting
 from dream_pyg.graph.knn.rows import Rows, present_unit_rows, some_unit_rows, unit_rows
 
 ApproximateEngine = Literal["clusters"] | FaissEngine
@@ -33,16 +34,15 @@ _AIM = 0.25
 class Index(Protocol):
     """Rows prepared for a search whose effort can be chosen."""
 
-    effort_name: str
     parameters: dict[str, Any]
     order: NDArray[np.int64] | None
     """All rows, similar ones side by side; None if the index knows of no such order."""
 
     @property
-    def efforts(self) -> Sequence[int]:
-        """The efforts there are, rising."""
+    def settings(self) -> Sequence[Setting]:
+        """What can be chosen, in the order of rising effort."""
 
-    def search(self, wanted: NDArray[np.int64], width: int, effort: int) -> NDArray[np.int64]:
+    def search(self, wanted: NDArray[np.int64], width: int, setting: Setting) -> NDArray[np.int64]:
         """Ids of candidates (Q, M) for the neighbours of some rows (Q,), -1 for none, never the row itself."""
 
 
@@ -83,16 +83,17 @@ def approximate_candidates(
     choosing, measuring = _samples(rows, count, seed)
     width = max_candidates(engine, count)
     for index in _indices(rows, engine, count, seed, what):
-        found, effort, tried = _search(index, rows, width, min_recall, choosing, measuring, what)
+        found, tried = _search(index, rows, width, min_recall, choosing, measuring, what)
+        setting, recall = tried[-1]
         if found is not None:
-            parameters = {**index.parameters, index.effort_name: effort, "min_recall": min_recall, "seed": seed}
+            parameters = {**index.parameters, **setting, "min_recall": min_recall, "seed": seed}
             candidates = _unproven(rows, found, count, index.order)
-            return Approximation(candidates, parameters, tried[effort], len(measuring.id))
-        attempts = ", ".join(f"{index.effort_name} {effort}: {recall:.4f}" for effort, recall in sorted(tried.items()))
+            return Approximation(candidates, parameters, recall, len(measuring.id))
         del index  # before the next is made
+    attempts = "; ".join(f"{_told(setting)}: {recall:.4f}" for setting, recall in tried)
     others = " or ".join(f"--engine {other}" for other in ("clusters", "exact") if other != engine)
     raise SearchError(
-        f"{engine} finds {tried[max(tried)]:.4f} of the {count} nearest {what}, measured on samples of "
+        f"{engine} finds {recall:.4f} of the {count} nearest {what}, measured on samples of "
         f"{len(choosing.id):,} and {len(measuring.id):,}; expected a recall of at least {min_recall} "
         f"(tried {attempts}). Choose {others}, or a lower --min-recall."
     )
@@ -116,27 +117,26 @@ def _search(
     choosing: _Sample,
     measuring: _Sample,
     what: str,
-) -> tuple[NDArray[np.int64] | None, int, dict[int, float]]:
-    """Candidates of all rows (N, M) that reach the recall, None if none do; the last effort, and the recall at each."""
-    efforts = index.efforts
-    tried: dict[int, float] = {}
-
-    def enough(effort: int, aim: float) -> bool:
-        if effort not in tried:
-            tried[effort] = choosing.recall(rows, index.search(choosing.id, width, effort))
-        return tried[effort] >= aim
-
-    aim = min_recall + _AIM * (1 - min_recall)
-    position = _first(lambda at: enough(efforts[at], aim), len(efforts))
-    for effort in efforts[min(position, len(efforts) - 1) :]:
-        if not enough(effort, min_recall):
+) -> tuple[NDArray[np.int64] | None, list[tuple[Setting, float]]]:
+    """Candidates of all rows (N, M) that reach the recall, None if none do; and the settings tried, with the recall."""
+    tried: list[tuple[Setting, float]] = []
+    wanted = min_recall + _AIM * (1 - min_recall)
+    for setting in index.settings:
+        if setting is index.settings[-1]:
+            wanted = min_recall
+        tried.append((setting, choosing.recall(rows, index.search(choosing.id, width, setting))))
+        if tried[-1][1] < wanted:
             continue
-        found = index.search(np.arange(rows.shape[0]), width, effort)
-        tried[effort] = measuring.recall(rows, found[measuring.id])
-        if tried[effort] >= min_recall:
-            return found, effort, tried
-        logger.info("%s: recall %.4f with %s %d, more effort", what, tried[effort], index.effort_name, effort)
-    return None, efforts[-1], tried
+        found = index.search(np.arange(rows.shape[0]), width, setting)
+        tried[-1] = setting, measuring.recall(rows, found[measuring.id])
+        if tried[-1][1] >= min_recall:
+            return found, tried
+        logger.info("%s: recall %.4f with %s, more effort", what, tried[-1][1], _told(setting))
+    return None, tried
+
+
+def _told(setting: Setting) -> str:
+    return ", ".join(f"{name} {value}" for name, value in setting.items())
 
 
 def max_candidates(engine: ApproximateEngine, count: int) -> int:
@@ -205,16 +205,3 @@ def _unproven(rows: Rows, found: NDArray[np.int64], count: int, order: NDArray[n
         part = short[first : first + step]
         left_out[part[rows.take_rows(part).any(axis=1)]] = np.inf
     return Candidates(found, left_out, order)
-
-
-def _first(holds: Any, size: int) -> int:
-    """The first of ``size`` positions at which a condition holds that stays true once it is, else ``size``."""
-    low, high = 0, 1
-    while high <= size and not holds(high - 1):
-        low, high = high, min(2 * high, size) if high < size else size + 1
-    if high > size:
-        return size
-    while low < high - 1:
-        middle = (low + high - 1) // 2
-        low, high = (low, middle + 1) if holds(middle) else (middle + 1, high)
-    return high - 1

@@ -2,7 +2,8 @@ r"""All-kNN by small overlapping clusters: rows that share one of their nearest 
 
 Every row is a member of the T clusters whose centroids are nearest to it, and each cluster's members are compared by
 one small matrix product. Two rows on both sides of a border are then together on one of them at least: with two to
-four clusters of 32 rows, nearly all neighbours are found among a few hundred rows, however many there are.
+four clusters of 32 rows, nearly all neighbours are found among a few hundred rows, however many there are. Where that
+is too few, lists are joined with those of the rows that they hold.
 
 Rows are compared by their principal components, where half as many as there are features hold nearly all of them, and
 in float16; the exact ranking makes good for both. Rows that these cannot tell apart are compared as they are.
@@ -21,11 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dream_pyg.data.progress import progress
+from dream_pyg.graph.knn.joins import BELOW_ALL, LISTED, join, join_bytes
+from dream_pyg.graph.knn.report import Setting
 from dream_pyg.graph.knn.rows import Rows, some_unit_rows, unit_rows
 from dream_pyg.graph.processor import threads_of_one
 
 _CLUSTER_ROWS = 32
-_EFFORTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_MOST_CLUSTERS, _MOST_JOINS = 4, 6
 _ITERATIONS = 12
 _TRAINED_ROWS = 64
 """Of each centroid that k-means makes."""
@@ -35,8 +38,6 @@ _LINKS, _LINKING_EFFORT = 16, 40
 """Of the graph by which the centroids nearest to a row are found."""
 _FINDING_EFFORT = 24
 _BYTES_PER_MEMBER = 64
-_USUAL_EFFORT = 6
-"""So many clusters are found for each row at first, and all that may be needed only if these do not suffice."""
 _LARGEST, _FEWEST_DIVIDED = 8, 512
 """Clusters of more than so many times the mean size, or rows, are divided: many equal rows would cost their square."""
 _PCA_ROWS = 1 << 11
@@ -55,8 +56,6 @@ _BYTES_PER_LISTED = 24
 """What a member of a list takes while lists are merged."""
 _LISTED_BYTES = 512 << 20
 """What the lists of all clusters that are merged at once may take."""
-_BELOW_ALL = -2.0
-"""Less than any cosine."""
 
 
 class ClusterIndex:
@@ -70,8 +69,6 @@ class ClusterIndex:
         fine: Whether rows are compared by all features in float32.
     """
 
-    effort_name = "clusters_of_a_row"
-
     def __init__(self, rows: Rows, *, count: int, seed: int, what: str, fine: bool = False) -> None:
         self._rows, self._count, self._what = rows, count, what
         self._step = max(1, _BLOCK_BYTES // (4 * rows.shape[1]))
@@ -83,36 +80,41 @@ class ClusterIndex:
         self._place = np.full(rows.shape[0], -1, dtype=np.int64)
         self._place[self._id] = np.arange(len(self._id))
         self.order: NDArray[np.int64] | None = np.concatenate([self._id, np.flatnonzero(self._place < 0)])
-        self._nearest: NDArray[np.int32] = np.empty((len(self._id), 0), dtype=np.int32)
+        self._nearest: NDArray[np.int32] = np.empty((0, 0), dtype=np.int32)
         self._members: _Members | None = None
-        self.efforts: Sequence[int] = sorted({min(effort, len(self._centroid)) for effort in _EFFORTS})
+        self._listed: NDArray[np.int32] | None = None
+        self._num_joins = 0
+        most = min(_MOST_CLUSTERS, len(self._centroid))
+        self.settings: Sequence[Setting] = [
+            {"clusters_of_a_row": clusters, "joins": 0} for clusters in range(min(2, most), most + 1)
+        ] + [{"clusters_of_a_row": most, "joins": 1 + join} for join in range(_MOST_JOINS)]
         self.parameters: dict[str, Any] = {
             "clusters": len(self._centroid),
             "components": self._stored.size(1),
             "dtype": str(self._stored.dtype).removeprefix("torch."),
         }
 
-    def search(self, wanted: NDArray[np.int64], width: int, effort: int) -> NDArray[np.int64]:
+    def search(self, wanted: NDArray[np.int64], width: int, setting: Setting) -> NDArray[np.int64]:
         """Candidates for the neighbours of some rows.
 
         Args:
             wanted: Their ids (Q,).
             width: M, how many candidates to keep.
-            effort: T, of how many clusters each row is a member.
+            setting: Of how many clusters each row is a member, and how often lists are joined.
 
         Returns:
             Ids (Q, M), -1 for none.
         """
-        members = self._members_at(effort)
         place = self._place[wanted]
         present = np.flatnonzero(place >= 0)
         present = present[np.argsort(place[present], kind="stable")]
         result = np.full((len(wanted), width), -1, dtype=np.int64)
-        step = max(1, _LISTED_BYTES // (8 * effort * width))
-        for first in range(0, len(present), step):
-            part = present[first : first + step]
-            found = self._search_places(members, place[part], width, whole=len(wanted) == len(self._place))
-            result[part] = self._ids_at(found)
+        num_lists, joins = setting["clusters_of_a_row"], setting["joins"]
+        if joins:
+            found = self._joined(num_lists, max(width, LISTED), joins)[place[present], :width]
+        else:
+            found = self._in_clusters(place[present], width, num_lists)
+        result[present] = self._ids_at(found)
         # A cluster may have fewer members than there are neighbours.
         short = present[(result[present] >= 0).sum(axis=1) < min(self._count, len(self._id) - 1)]
         step = max(1, _BLOCK_BYTES // (4 * _COMPARED_AT_ONCE))
@@ -121,28 +123,46 @@ class ClusterIndex:
             result[part] = self._ids_at(self._search_all(place[part], width))
         return result
 
-    def _ids_at(self, place: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _ids_at(self, place: NDArray[Any]) -> NDArray[np.int64]:
         return np.where(place >= 0, self._id[place], -1)
 
     def _search_all(self, place: NDArray[np.int64], width: int) -> NDArray[np.int64]:
         """The places (Q, M) that score highest for the rows at others (Q,), among all."""
         asked, own = self._stored[torch.from_numpy(place)].float(), torch.from_numpy(place)
-        best = torch.full((len(place), width), _BELOW_ALL)
+        best = torch.full((len(place), width), BELOW_ALL)
         found = torch.full((len(place), width), -1)
         for first in range(0, len(self._stored), _COMPARED_AT_ONCE):
             others = self._stored[first : first + _COMPARED_AT_ONCE].float()
             others_place = torch.arange(first, first + len(others)).expand(len(place), -1)
-            score = (asked @ others.T).masked_fill_(others_place == own.unsqueeze(1), _BELOW_ALL)
+            score = (asked @ others.T).masked_fill_(others_place == own.unsqueeze(1), BELOW_ALL)
             best, at = torch.cat([best, score], dim=1).topk(width, dim=1)
             found = torch.cat([found, others_place], dim=1).gather(1, at)
-        return found.masked_fill_(best <= _BELOW_ALL, -1).numpy()
+        return found.masked_fill_(best <= BELOW_ALL, -1).numpy()
 
-    def _search_places(
-        self, members: _Members, place: NDArray[np.int64], width: int, *, whole: bool
-    ) -> NDArray[np.int64]:
+    def _joined(self, num_lists: int, width: int, joins: int) -> NDArray[np.int32]:
+        """The places (P, L) that each row is found to be near to; further joins go on from those that are done."""
+        if self._listed is None or self._num_joins > joins:
+            self._listed, self._num_joins = self._in_clusters(np.arange(len(self._id)), width, num_lists), 0
+            self._members = None
+        while self._num_joins < joins:
+            self._listed = join(self._stored, self._listed, self._what)
+            self._num_joins += 1
+        return self._listed
+
+    def _in_clusters(self, place: NDArray[np.int64], width: int, num_lists: int) -> NDArray[np.int32]:
         """The places (Q, M) that score highest for the rows at others (Q,), ascending, in any of their clusters."""
+        members = self._members_at(num_lists)
+        found = np.empty((len(place), width), dtype=np.int32)
+        step = max(1, _LISTED_BYTES // (8 * num_lists * width))
+        for first in range(0, len(place), step):
+            part = slice(first, first + step)
+            found[part] = self._compared(members, place[part], width, whole=len(place) == len(self._id))
+        return found
+
+    def _compared(self, members: _Members, place: NDArray[np.int64], width: int, *, whole: bool) -> NDArray[np.int32]:
+        """What :meth:`_in_clusters` finds for so many rows as memory has room for."""
         num_asked, num_lists = len(place), members.num_lists
-        score = torch.full((num_asked, num_lists, width), _BELOW_ALL)
+        score = torch.full((num_asked, num_lists, width), BELOW_ALL)
         other = torch.full((num_asked, num_lists, width), -1, dtype=torch.int32)
         asked = np.full(len(self._id), -1, dtype=np.int64)
         asked[place] = np.arange(num_asked)
@@ -152,8 +172,8 @@ class ClusterIndex:
             there = row >= 0
             rows = self._stored[torch.from_numpy(np.where(there, row, 0)).flatten()].float().view(*row.shape, -1)
             product = rows @ rows.mT
-            product.masked_fill_(torch.from_numpy(~there).unsqueeze(1), _BELOW_ALL)
-            product.diagonal(dim1=1, dim2=2).fill_(_BELOW_ALL)
+            product.masked_fill_(torch.from_numpy(~there).unsqueeze(1), BELOW_ALL)
+            product.diagonal(dim1=1, dim2=2).fill_(BELOW_ALL)
             best, at = product.topk(min(width, row.shape[1]), dim=2)
             own = np.nonzero(there & (asked[row] >= 0))
             target, slot = torch.from_numpy(asked[row[own]]), torch.from_numpy(number[own])
@@ -162,16 +182,16 @@ class ClusterIndex:
             others = torch.from_numpy(row)[cluster.unsqueeze(1), at[cluster, place]]
             other[target, slot, : best.size(2)] = others
 
-        found = torch.empty(num_asked, width, dtype=torch.int64)
+        found = torch.empty(num_asked, width, dtype=torch.int32)
         at_once = max(1, _BLOCK_BYTES // (_BYTES_PER_LISTED * num_lists * width))
 
         def merge(first: int) -> None:
             part = slice(first, first + at_once)
             index, order = other[part].flatten(1).sort(dim=1)
             value = score[part].flatten(1).gather(1, order)
-            value[:, 1:][index[:, 1:] == index[:, :-1]] = _BELOW_ALL
+            value[:, 1:][index[:, 1:] == index[:, :-1]] = BELOW_ALL
             best, at = value.topk(width, dim=1)
-            found[part] = index.gather(1, at).masked_fill(best <= _BELOW_ALL, -1)
+            found[part] = index.gather(1, at).masked_fill(best <= BELOW_ALL, -1)
 
         batches = members.batches(np.unique(members.label[place]))
         with threads_of_one() as pool:
@@ -181,21 +201,17 @@ class ClusterIndex:
             list(pool.map(merge, range(0, num_asked, at_once)))
         return found.numpy()
 
-    def _members_at(self, effort: int) -> _Members:
+    def _members_at(self, num_lists: int) -> _Members:
         """The members of each cluster, made once for a trial and the search that follows it."""
-        if self._members is None or self._members.num_lists != effort:
+        if self._members is None or self._members.num_lists != num_lists:
             self._members = None  # before the next are made
-            self._members = _Members(self._nearest_clusters(effort))
+            if not len(self._nearest):
+                self._nearest = self._find_nearest(min(_MOST_CLUSTERS, len(self._centroid)))
+            self._members = _Members(self._nearest[:, :num_lists])
         return self._members
 
-    def _nearest_clusters(self, effort: int) -> NDArray[np.int32]:
-        """The clusters whose centroids are nearest to each row (N, T), the nearest first."""
-        if self._nearest.shape[1] < effort:
-            most = self.efforts[-1]
-            self._nearest = self._find_nearest(min(most, _USUAL_EFFORT) if effort <= _USUAL_EFFORT else most)
-        return self._nearest[:, :effort]
-
     def _find_nearest(self, count: int) -> NDArray[np.int32]:
+        """The clusters whose centroids are nearest to each row (P, T), the nearest first."""
         centroid = self._centroid.numpy()
         index: Any = faiss.IndexFlatL2(centroid.shape[1])
         if len(centroid) > _UNDIVIDED:
@@ -353,7 +369,8 @@ class _Members:
 def cluster_bytes(num_rows: int, num_features: int, width: int) -> int:
     """About how much memory a :class:`ClusterIndex` of some rows takes, and its search of all of them.
 
-    Rows that need more clusters than is usual, or float32, take more.
+    Rows that need float32 take more.
     """
-    lists = min(_LISTED_BYTES, 8 * num_rows * _USUAL_EFFORT * width)
-    return num_rows * (2 * 2 * num_features + 16 + _BYTES_PER_MEMBER * _USUAL_EFFORT + 8 * width) + lists
+    in_clusters = _BYTES_PER_MEMBER * _MOST_CLUSTERS + min(_LISTED_BYTES // num_rows, 8 * _MOST_CLUSTERS * width)
+    joined = join_bytes(max(width, LISTED))
+    return num_rows * (2 * 2 * num_features + 16 + max(in_clusters, joined) + 8 * width)

@@ -11,7 +11,6 @@ Note:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import faiss
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dream_pyg.data.progress import progress
+from dream_pyg.graph.knn.report import Setting
 from dream_pyg.graph.knn.rows import Rows, present_unit_rows, some_unit_rows, unit_rows
 
 FaissEngine = Literal["ivf", "hnsw", "nndescent"]
@@ -57,47 +57,46 @@ class FaissIndex:
         width = _width(num_features)
         self._id: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each row in the index; rows of zeros are not
         self.parameters: dict[str, Any] = {"features": width}
-        self.efforts: Sequence[int]
+        self.settings: list[Setting]
         if engine == "nndescent":
-            self.effort_name = "degree"
-            self.efforts = [degree for degree in _DEGREES if degree >= count] or [2 * count]
+            degrees = [degree for degree in _DEGREES if degree >= count] or [2 * count]
+            self.settings = [{"degree": degree} for degree in degrees]
             self._graph: tuple[int, NDArray[np.int64]] = (0, np.zeros((0, 0), dtype=np.int64))
             return
         if engine == "ivf":
-            self.effort_name = "nprobe"
             num_lists = max(1, min(round(2 * num_rows**0.5), num_rows // 40))
-            self.efforts = [2**power for power in range(int(math.log2(num_lists)))] + [num_lists]
+            self.settings = [{"nprobe": 2**power} for power in range(int(math.log2(num_lists)))]
+            self.settings.append({"nprobe": num_lists})
             self._index = faiss.index_factory(width, f"IVF{num_lists},SQfp16")
             self._index.cp.seed = seed + 1
             self.parameters |= {"lists": num_lists}
             self._index.train(self._project(self._sample(generator, _IVF_ROWS_PER_LIST * num_lists)))
         else:
-            self.effort_name = "efSearch"
             first = 1 << (2 * count).bit_length()
-            self.efforts = [first * 2**power for power in range(7)]
+            self.settings = [{"efSearch": first * 2**power} for power in range(7)]
             self._index = faiss.index_factory(width, f"HNSW{_HNSW_LINKS}_SQfp16")
             self._index.hnsw.efConstruction = _HNSW_BUILD_EFFORT
             self.parameters |= {"links": _HNSW_LINKS, "efConstruction": _HNSW_BUILD_EFFORT}
             self._index.train(self._project(self._sample(generator, _PCA_ROWS)))
         self._add(self._index)
 
-    def search(self, wanted: NDArray[np.int64], width: int, effort: int) -> NDArray[np.int64]:
+    def search(self, wanted: NDArray[np.int64], width: int, setting: Setting) -> NDArray[np.int64]:
         """Candidates for the neighbours of some rows.
 
         Args:
             wanted: Their ids (Q,).
             width: M, how many candidates are wanted.
-            effort: Of the search; what it counts is :attr:`effort_name`.
+            setting: One of :attr:`settings`.
 
         Returns:
             Ids (Q, M), -1 for none.
         """
         if self._engine == "nndescent":
-            return self._neighbors(effort)[wanted, :width]
+            return self._neighbors(setting["degree"])[wanted, :width]
         if self._engine == "ivf":
-            self._index.nprobe = effort
+            self._index.nprobe = setting["nprobe"]
         else:
-            self._index.hnsw.efSearch = effort
+            self._index.hnsw.efSearch = setting["efSearch"]
         result = np.full((len(wanted), width), -1, dtype=np.int64)
         starts = range(0, len(wanted), self._step)
         for start in progress(starts, f"kNN of {self._what}") if len(wanted) == self._rows.shape[0] else starts:

@@ -8,6 +8,9 @@ from typing import Any
 
 from dream_pyg.data.features import Neighbors
 
+Setting = dict[str, int]
+"""What makes one search of an engine more thorough than another, by name."""
+
 
 @dataclass(frozen=True)
 class SearchReport:
