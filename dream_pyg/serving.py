@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import faiss
@@ -26,6 +27,8 @@ TABLE_FORMATS = (".parquet", ".csv", ".json")
 EXPORT_FORMATS = ("safetensors", "parquet")
 EXPORT_INDICES = ("flat", "ivf")
 EXPORT_INFO = "export.json"
+_ROWS_OF_A_PART = 1 << 20
+"""Of a table that is written."""
 _LISTS = 4
 """Lists of an inverted file, over the root of the number of items."""
 _ITEMS_OF_A_LIST = 39
@@ -37,7 +40,14 @@ _MEASURED_K = 20
 def recommend_table(
     run: Run, k: int, users: Sequence[Any] | None = None, *, include_seen: bool = False, mask_held_out: bool = True
 ) -> pl.DataFrame:
-    """Top-k recommendations with external ids.
+    """Top-k recommendations with external ids, as one table; see :func:`recommend_blocks`."""
+    return pl.concat(recommend_blocks(run, k, users, include_seen=include_seen, mask_held_out=mask_held_out))
+
+
+def recommend_blocks(
+    run: Run, k: int, users: Sequence[Any] | None = None, *, include_seen: bool = False, mask_held_out: bool = True
+) -> Iterator[pl.DataFrame]:
+    """Top-k recommendations with external ids, for a block of users at a time, so that memory is bounded.
 
     Args:
         run: A finished run.
@@ -47,7 +57,7 @@ def recommend_table(
         mask_held_out: Whether items of the valid and test splits count as seen, as they should outside of evaluation.
 
     Returns:
-        Columns ``user_id``, ``rank`` (from 1), ``item_id``, ``score``. A user with fewer than k unseen items gets
+        Tables of ``user_id``, ``rank`` (from 1), ``item_id``, ``score``. A user with fewer than k unseen items gets
         fewer rows.
 
     Raises:
@@ -68,24 +78,53 @@ def recommend_table(
     if cold := int((~trained[rows]).sum()):
         logger.warning("%d of %d users have no interaction in train: the model knows nothing of them", cold, len(rows))
     blocks = rank_blocks(run.scorer(), rows.to(store.edge_index.device), k, seen)
-    return pl.concat([_frame(run, block) for block in blocks])
+    return (_frame(run, block) for block in blocks)
 
 
-def write_table(frame: pl.DataFrame, path: str | Path) -> None:
-    """Write a table atomically as Parquet, CSV or JSON (a list of objects), by the path's suffix.
+def write_table(blocks: Iterable[pl.DataFrame], path: str | Path) -> int:
+    """Write a table that comes in blocks, atomically; memory holds a few of them (all of them for JSON).
+
+    Args:
+        blocks: Its rows, in order.
+        path: A name that ends in ``.parquet``, ``.csv`` or ``.json`` (a list of objects).
+
+    Returns:
+        The number of rows.
 
     Raises:
         ConfigError: If the suffix is none of these.
     """
     path = Path(path)
     check_table_path(path)
-    with atomic_path(path) as temporary:
+    num_rows = 0
+    parts: list[Path] = []
+    with atomic_path(path) as temporary, TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as directory:
+        for part in _joined(blocks, _ROWS_OF_A_PART):
+            parts.append(Path(directory) / f"{len(parts)}.parquet")
+            part.write_parquet(parts[-1])
+            num_rows += len(part)
+        table = pl.scan_parquet(parts)
         if path.suffix == ".parquet":
-            frame.write_parquet(temporary)
+            table.sink_parquet(temporary)
         elif path.suffix == ".csv":
-            frame.write_csv(temporary)
+            table.sink_csv(temporary)
         else:
-            frame.write_json(temporary)
+            table.collect().write_json(temporary)
+    return num_rows
+
+
+def _joined(blocks: Iterable[pl.DataFrame], num_rows: int) -> Iterator[pl.DataFrame]:
+    """The same rows in blocks of at least so many, but for the last."""
+    waiting: list[pl.DataFrame] = []
+    num_waiting = 0
+    for block in blocks:
+        waiting.append(block)
+        num_waiting += len(block)
+        if num_waiting >= num_rows:
+            yield pl.concat(waiting)
+            waiting, num_waiting = [], 0
+    if waiting:
+        yield pl.concat(waiting)
 
 
 def check_table_path(path: Path) -> None:

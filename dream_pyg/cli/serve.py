@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import polars as pl
 
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.data.files import read_lines
-from dream_pyg.serving import EXPORT_FORMATS, EXPORT_INDICES, check_table_path, export_run, recommend_table, write_table
+from dream_pyg.serving import (
+    EXPORT_FORMATS,
+    EXPORT_INDICES,
+    check_table_path,
+    export_run,
+    recommend_blocks,
+    write_table,
+)
 from dream_pyg.training.run import load_run
 
 _RECOMMEND_EPILOG = """\b
@@ -49,11 +57,12 @@ def recommend(
     wanted = [*users, *(read_lines(users_file, "Users file") if users_file is not None else [])]
     everybody = not users and users_file is None
     loaded = load_run(run, device=device, graph=graph)
-    frame = recommend_table(loaded, k, None if everybody else wanted, include_seen=include_seen)
+    blocks = recommend_blocks(loaded, k, None if everybody else wanted, include_seen=include_seen)
     if out is not None:
-        write_table(frame, out)
-        click.echo(f"{len(frame):,} recommendations written to {out}")
-    elif output_format == "json":
+        click.echo(f"{write_table(blocks, out):,} recommendations written to {out}")
+        return
+    frame = pl.concat(blocks)
+    if output_format == "json":
         print_json(frame.to_dicts())
     else:
         # Ids as they are: a number would get thousands separators.

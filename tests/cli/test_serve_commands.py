@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from click.testing import Result
 
 from dream_pyg import DatasetConfig, RunConfig, build_store, load_run, serving, train
 from dream_pyg.data.files import load_tensors, sha256_file
-from dream_pyg.serving import load_index
+from dream_pyg.serving import load_index, write_table
 
 Command = Callable[..., Result]
 COLUMNS = ["user_id", "rank", "item_id", "score"]
@@ -131,6 +131,30 @@ def test_files_hold_what_json_says(command: Command, shop_run: Path, tmp_path: P
         read["score"].to_numpy().astype(np.float32), told["score"].to_numpy().astype(np.float32)
     )
     assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])
+def test_a_table_that_comes_in_blocks_is_written_as_one(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serving, "_ROWS_OF_A_PART", 7)
+    whole = pl.DataFrame({"user_id": [f"u{row // 3}" for row in range(40)], "rank": range(40)})
+    blocks = (whole[first : first + size] for first, size in ((0, 3), (3, 3), (6, 20), (26, 0), (26, 12), (38, 2)))
+    out = tmp_path / f"top{suffix}"
+    assert write_table(blocks, out) == 40
+    read = {".parquet": pl.read_parquet, ".csv": pl.read_csv, ".json": pl.read_json}[suffix](out)
+    assert read.rows() == whole.rows()
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_table_whose_blocks_end_early_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serving, "_ROWS_OF_A_PART", 1)
+
+    def blocks() -> Iterator[pl.DataFrame]:
+        yield pl.DataFrame({"rank": [1]})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_table(blocks(), tmp_path / "top.parquet")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_users_in_the_order_given_from_options_and_file(command: Command, shop_run: Path, tmp_path: Path):
