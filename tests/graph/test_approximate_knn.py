@@ -84,11 +84,15 @@ def test_features_that_are_reduced_first(engine: Engine):
     assert recall(found, matrix) >= 0.97
 
 
+def setting(num_lists: int, joins: int = 0) -> dict[str, int]:
+    return {"clusters_of_a_row": num_lists, "joins": joins}
+
+
 def index_of(matrix: NDArray[np.floating], count: int = K) -> ClusterIndex:
     return ClusterIndex(ArrayRows(matrix), count=count, seed=0, what="rows")
 
 
-def test_rows_of_all_clusters_find_everything():
+def test_many_joins_find_everything():
     matrix = np.random.default_rng(1).normal(size=(700, 24)).astype(np.float32)
     index = index_of(matrix)
     candidates = index.search(np.arange(700), approximate.max_candidates("clusters", K), index.settings[-1])
@@ -97,10 +101,6 @@ def test_rows_of_all_clusters_find_everything():
     assert sum(missed) == 0
     assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in candidates)
     assert not (candidates == np.arange(700)[:, None]).any()
-
-
-def setting(num_lists: int, joins: int = 0) -> dict[str, int]:
-    return {"clusters_of_a_row": num_lists, "joins": joins}
 
 
 def found_share(index: ClusterIndex, matrix: NDArray[np.floating], wanted: NDArray[np.int64], **at: int) -> float:
@@ -181,13 +181,19 @@ def test_what_cannot_tell_neighbours_apart_is_given_up(caplog: pytest.LogCapture
     assert recall(found, matrix) >= 0.94
 
 
-def test_rows_in_parts_find_the_same(clustered: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch):
-    whole = index_of(clustered).search(np.arange(1500), 20, setting(3))
+@pytest.mark.parametrize("at", [setting(3), setting(4, joins=2)])
+def test_rows_in_parts_find_the_same(
+    clustered: NDArray[np.float16], at: dict[str, int], monkeypatch: pytest.MonkeyPatch
+):
+    matrix = np.array(clustered)
+    matrix[::9] = 0
+    whole = index_of(matrix).search(np.arange(1500), 20, at)
+    assert ((whole < 0).all(axis=1) == ~matrix.any(axis=1)).all()
     monkeypatch.setattr(clusters, "_LISTED_BYTES", 8 * 3 * 20 * 111)
     monkeypatch.setattr(clusters, "_BLOCK_BYTES", 24 * 3 * 20 * 17)
-    np.testing.assert_array_equal(index_of(clustered).search(np.arange(1500), 20, setting(3)), whole)
+    np.testing.assert_array_equal(index_of(matrix).search(np.arange(1500), 20, at), whole)
     some = np.random.default_rng(0).permutation(1500)[:40]
-    np.testing.assert_array_equal(index_of(clustered).search(some, 20, setting(3)), whole[some])
+    np.testing.assert_array_equal(index_of(matrix).search(some, 20, at), whole[some])
 
 
 @pytest.fixture
@@ -209,12 +215,13 @@ def test_one_thread_and_one_seed_give_one_graph(clustered: NDArray[np.float16], 
     assert torch.get_num_threads() == 1
 
 
-def test_the_number_of_threads_does_not_matter_to_clusters(clustered: NDArray[np.float16]):
+@pytest.mark.parametrize("at", [setting(3), setting(4, joins=2)])
+def test_the_number_of_threads_does_not_matter_to_clusters(clustered: NDArray[np.float16], at: dict[str, int]):
     before = torch.get_num_threads()
     found = []
     for num_threads in (1, 3):
         torch.set_num_threads(num_threads)
-        found.append(index_of(clustered).search(np.arange(1500), 20, setting(3)))
+        found.append(index_of(clustered).search(np.arange(1500), 20, at))
         assert torch.get_num_threads() == num_threads
     torch.set_num_threads(before)
     np.testing.assert_array_equal(*found)

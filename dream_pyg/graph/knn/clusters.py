@@ -46,12 +46,13 @@ _KEPT_SHARE = 0.985
 _LEAST_EIGENVALUE = 1e-9
 _BLOCK_BYTES = 16 << 20
 _BATCH_BYTES = 4 << 20
-"""Of the products of clusters that are compared at once."""
+"""Of the products of clusters that are compared at once, and of their rows."""
 _SIZES_TOGETHER = 8
 """Clusters are compared at once if the larger have at most one more than a multiple."""
 _FOUND_AT_ONCE = 1 << 16
 _COMPARED_AT_ONCE = 1 << 12
 """Of all rows with those for which their clusters are too small."""
+_BYTES_PER_THREAD = 64 << 20
 _BYTES_PER_LISTED = 24
 """What a member of a list takes while lists are merged."""
 _LISTED_BYTES = 512 << 20
@@ -84,7 +85,7 @@ class ClusterIndex:
         self._members: _Members | None = None
         self._listed: NDArray[np.int32] | None = None
         self._num_joins = 0
-        most = min(_MOST_CLUSTERS, len(self._centroid))
+        most = self._most_clusters = min(_MOST_CLUSTERS, len(self._centroid))
         self.settings: Sequence[Setting] = [
             {"clusters_of_a_row": clusters, "joins": 0} for clusters in range(min(2, most), most + 1)
         ] + [{"clusters_of_a_row": most, "joins": 1 + join} for join in range(_MOST_JOINS)]
@@ -111,7 +112,7 @@ class ClusterIndex:
         result = np.full((len(wanted), width), -1, dtype=np.int64)
         num_lists, joins = setting["clusters_of_a_row"], setting["joins"]
         if joins:
-            found = self._joined(num_lists, max(width, LISTED), joins)[place[present], :width]
+            found = self._joined(max(width, LISTED), joins)[place[present], :width]
         else:
             found = self._in_clusters(place[present], width, num_lists)
         result[present] = self._ids_at(found)
@@ -139,10 +140,10 @@ class ClusterIndex:
             found = torch.cat([found, others_place], dim=1).gather(1, at)
         return found.masked_fill_(best <= BELOW_ALL, -1).numpy()
 
-    def _joined(self, num_lists: int, width: int, joins: int) -> NDArray[np.int32]:
+    def _joined(self, width: int, joins: int) -> NDArray[np.int32]:
         """The places (P, L) that each row is found to be near to; further joins go on from those that are done."""
-        if self._listed is None or self._num_joins > joins:
-            self._listed, self._num_joins = self._in_clusters(np.arange(len(self._id)), width, num_lists), 0
+        if self._listed is None or self._num_joins > joins or self._listed.shape[1] != width:
+            self._listed, self._num_joins = self._in_clusters(np.arange(len(self._id)), width, self._most_clusters), 0
             self._members = None
         while self._num_joins < joins:
             self._listed = join(self._stored, self._listed, self._what)
@@ -193,7 +194,7 @@ class ClusterIndex:
             best, at = value.topk(width, dim=1)
             found[part] = index.gather(1, at).masked_fill(best <= BELOW_ALL, -1)
 
-        batches = members.batches(np.unique(members.label[place]))
+        batches = members.batches(np.unique(members.label[place]), self._stored.size(1))
         with threads_of_one() as pool:
             done = pool.map(compare, batches)
             for _ in progress(done, f"kNN of {self._what}", total=len(batches), hidden=not whole):
@@ -206,7 +207,7 @@ class ClusterIndex:
         if self._members is None or self._members.num_lists != num_lists:
             self._members = None  # before the next are made
             if not len(self._nearest):
-                self._nearest = self._find_nearest(min(_MOST_CLUSTERS, len(self._centroid)))
+                self._nearest = self._find_nearest(self._most_clusters)
             self._members = _Members(self._nearest[:, :num_lists])
         return self._members
 
@@ -340,15 +341,15 @@ class _Members:
         self._row, self._number = (part.astype(np.int32) for part in np.divmod(order, self.num_lists))
         self._start = np.searchsorted(divided, np.arange(parts.sum() + 1))
 
-    def batches(self, clusters: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """The given clusters in batches of about the same size, the small ones first."""
+    def batches(self, clusters: NDArray[np.int64], num_features: int) -> list[NDArray[np.int64]]:
+        """The given clusters, of rows of so many features, in batches of about the same size, the small ones first."""
         size = self._start[clusters + 1] - self._start[clusters]
         order = np.argsort(size, kind="stable")
         clusters, size = clusters[order], size[order]
         batches, first = [], 0
         while first < len(clusters):
             largest = int(size[first]) + max(1, int(size[first]) // _SIZES_TOGETHER)
-            fitting = max(1, _BATCH_BYTES // (4 * largest**2))
+            fitting = max(1, _BATCH_BYTES // (4 * largest * max(largest, num_features)))
             last = min(first + fitting, int(np.searchsorted(size, largest, side="right")))
             batches.append(clusters[first:last])
             first = last
@@ -371,6 +372,7 @@ def cluster_bytes(num_rows: int, num_features: int, width: int) -> int:
 
     Rows that need float32 take more.
     """
-    in_clusters = _BYTES_PER_MEMBER * _MOST_CLUSTERS + min(_LISTED_BYTES // num_rows, 8 * _MOST_CLUSTERS * width)
-    joined = join_bytes(max(width, LISTED))
-    return num_rows * (2 * 2 * num_features + 16 + max(in_clusters, joined) + 8 * width)
+    length = max(width, LISTED)
+    in_clusters = _BYTES_PER_MEMBER * _MOST_CLUSTERS + min(_LISTED_BYTES // num_rows, 8 * _MOST_CLUSTERS * length)
+    of_row = 2 * 2 * num_features + 16 + max(in_clusters + 8 * length, join_bytes(length)) + 8 * width
+    return num_rows * of_row + torch.get_num_threads() * _BYTES_PER_THREAD

@@ -18,7 +18,7 @@ from dream_pyg.data.progress import progress
 from dream_pyg.graph.processor import threads_of_one
 
 LISTED = 20
-"""So many of a row's list are followed; longer ones lead on to hardly more."""
+"""So long lists should be at least; so many of a row's list are followed, more lead on to hardly more."""
 _LISTING = 10
 """So many of those that list a row are followed."""
 _JOINED_ROWS = 64
