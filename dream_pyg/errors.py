@@ -4,6 +4,11 @@ A message says what is wrong and where, what was expected, what was found and ho
 prints it as one ``Error:`` line; :class:`ConfigError` exits with 2, the others with 1.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class DreamPygError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -47,3 +52,9 @@ class BenchError(DreamPygError):
 
 class Interrupted(DreamPygError):
     """A signal asked to stop, and what was done so far is saved."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that ends a message about an unknown name, after a blank; nothing where no known name is like it."""
+    close = get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

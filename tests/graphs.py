@@ -65,7 +65,7 @@ def random_dataset(modalities: Sequence[str] = MODALITIES[:2], *, seed: int = 0)
         lacking = [ITEM_WITHOUT_FEATURES, *([ITEM_WITHOUT_FIRST_MODALITY] if name == modalities[0] else [])]
         features[name] = Modality(_feature_matrix(rows, np.isin(np.arange(num_items), lacking)))
     interactions = _interactions(user[shuffled], item[shuffled], split[user, item][shuffled], (num_users, num_items))
-    return Dataset("random", interactions, features, {}, {})
+    return Dataset("random", interactions, features, {})
 
 
 def interaction_graph(matrix: NDArray[Any]) -> HeteroData:
@@ -165,7 +165,7 @@ class PlantedBlocks:
             rows = rows + self.noise * generator.standard_normal(rows.shape)
             modalities[name] = Modality(_feature_matrix(rows, np.zeros(num_items, dtype=bool)))
         interactions = _interactions(user, item, split[user, item], (num_users, num_items))
-        return Dataset("planted", interactions, modalities, {}, {})
+        return Dataset("planted", interactions, modalities, {})
 
     def store(self, directory: Path) -> StoredGraph:
         """The same dataset as files, built into ``directory / "graph"`` as the command line would."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ def train_in_processes(tasks: Sequence[tuple[RunConfig, Path]], jobs: int) -> It
                     process, files = running.pop(run)
                     if process.returncode:
                         said = files.with_suffix(".log").read_text(encoding="utf-8", errors="replace").splitlines()
-                        reason = said[-1].removeprefix("Error: ") if said else f"exit code {process.returncode}"
+                        reason = _reason(process.returncode, said)
                         raise TrainingError(f"The training of {run} failed: {reason}")
                     yield run
                 if not ended:
@@ -59,6 +60,14 @@ def train_in_processes(tasks: Sequence[tuple[RunConfig, Path]], jobs: int) -> It
                 process.terminate()
             for process, _ in running.values():
                 process.wait()
+
+
+def _reason(exit_code: int, said: list[str]) -> str:
+    """Why a training ended, from its exit code and what it wrote to stderr."""
+    if exit_code < 0:
+        return f"it was ended by {signal.Signals(-exit_code).name}"
+    errors = [line.removeprefix("Error: ") for line in said if line.startswith("Error: ")]
+    return (errors or said or [f"exit code {exit_code}"])[-1]
 
 
 def _start(config: RunConfig, run: Path, files: Path) -> subprocess.Popen[bytes]:

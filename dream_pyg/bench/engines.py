@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dream_pyg.errors import ConfigError
+from dream_pyg.errors import ConfigError, did_you_mean
 from dream_pyg.graph.knn import Rows, cosine_knn
 from dream_pyg.graph.knn.choice import APPROXIMATE
 from dream_pyg.graph.knn.rows import unit_rows
@@ -46,7 +45,7 @@ class Engine:
         kind: ``exact``, ``approximate``, or ``yardstick`` for what finds no neighbours at all.
         settings: How an index can be built, in rising order of effort.
         effort: The name of what a search can spend, and its values in rising order.
-        multiplies: In what an exact engine multiplies at best.
+        multiplies: In what an exact engine multiplies; ``best`` is what is fastest on the machine.
     """
 
     name: str
@@ -70,10 +69,8 @@ def find_engine(name: str) -> Engine:
         ConfigError: If there is none.
     """
     if name not in ENGINES:
-        close = get_close_matches(name, ENGINES, n=1)
         raise ConfigError(
-            f"There is no engine {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} "
-            f"Choose from {', '.join(ENGINES)}."
+            f"There is no engine {name!r}; choose from {', '.join(ENGINES)}.{did_you_mean(name, ENGINES)}"
         )
     return ENGINES[name]
 
@@ -268,7 +265,7 @@ _EXPANSIONS = (16, 32, 64, 128, 256, 512)
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
-        Engine("exact", partial(_own_exact, dtype=None), multiplies="int8"),
+        Engine("exact", partial(_own_exact, dtype=None), multiplies="best"),
         Engine("exact-bf16", partial(_own_exact, dtype=torch.bfloat16), multiplies="bf16"),
         Engine("exact-fp32", partial(_own_exact, dtype=torch.float32)),
         Engine("flat", _own_flat),

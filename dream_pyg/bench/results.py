@@ -98,7 +98,8 @@ def _summarize_one(
     best = done[0]["best"]
     recalls = [run["best"]["recall"] for run in done if run["best"]["recall"] is not None]
     gflops = 2e-9 * num_rows**2 * workload.num_features / median
-    rate = rates.get(ENGINES[engine].multiplies)
+    multiplies = ENGINES[engine].multiplies
+    rate = max(rates.values(), default=None) if multiplies == "best" else rates.get(multiplies)
     exact = ENGINES[engine].kind != "approximate"
     return Result(
         *shape,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from dream_pyg.data.features import FeatureMatrix, read_npy
 from dream_pyg.data.files import existing_file, sha256_file
-from dream_pyg.errors import ConfigError, DataError
+from dream_pyg.errors import ConfigError, DataError, did_you_mean
 from dream_pyg.graph.knn import ArrayRows, MeanRows, Rows
 
 Distribution = Literal["clustered", "gaussian"]
@@ -130,10 +129,9 @@ def find_workload(name: str, *, distribution: Distribution = "clustered", seed: 
         return Workload(name, num_rows, num_features, **generated)
     if name.endswith(".npy"):
         return _read_workload(name)
-    close = get_close_matches(name, PRESETS, n=1)
     raise ConfigError(
-        f"There is no dataset {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} "
-        f"Choose one of {', '.join(PRESETS)}, a shape like 20000x384, or a .npy file."
+        f"There is no dataset {name!r}; choose one of {', '.join(PRESETS)}, a shape like 20000x384, or a .npy file."
+        f"{did_you_mean(name, PRESETS)}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
 import click
@@ -11,7 +10,7 @@ from dream_pyg.analysis.published import published_datasets
 from dream_pyg.analysis.reproduce import TABLES
 from dream_pyg.analysis.reproduce import reproduce as make_table
 from dream_pyg.cli.output import format_option, print_json, print_table
-from dream_pyg.errors import ConfigError
+from dream_pyg.errors import ConfigError, did_you_mean
 from dream_pyg.graph.store import read_info
 
 GRAPHS = Path("graphs")
@@ -96,10 +95,9 @@ def _find_graph(graph: Path | None, dataset: str | None) -> tuple[Path, str]:
         graph = GRAPHS / dataset
         if not graph.exists():
             there = [path.name for path in sorted(GRAPHS.iterdir())] if GRAPHS.is_dir() else []
-            close = get_close_matches(dataset, [*there, *published_datasets()], n=1)
-            hint = f" Did you mean {close[0]!r}?" if close and close[0] != dataset else ""
+            known = {*there, *published_datasets()} - {dataset}
             raise ConfigError(
-                f"There is no graph of data set {dataset!r} at {graph}.{hint} "
+                f"There is no graph of data set {dataset!r} at {graph}.{did_you_mean(dataset, sorted(known))} "
                 "Build it with `dream-pyg build-graph`, or say where it is with --graph."
             )
     name = str(read_info(graph)["dataset"])

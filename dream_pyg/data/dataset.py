@@ -7,7 +7,6 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -40,7 +39,7 @@ from dream_pyg.data.splits import (
 )
 from dream_pyg.data.tables import positions, read_item_ids, same_kind
 from dream_pyg.data.validation import explain
-from dream_pyg.errors import ConfigError, DataError
+from dream_pyg.errors import ConfigError, DataError, did_you_mean
 
 logger = logging.getLogger("dream_pyg")
 
@@ -262,9 +261,10 @@ class DatasetConfig(_Section):
         """
         if name not in self.modalities:
             known = ", ".join(self.modalities) or "none"
-            close = get_close_matches(name, self.modalities, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"The dataset {self.name!r} has no modality {name!r} (it has: {known}).{hint}")
+            raise ConfigError(
+                f"The dataset {self.name!r} has no modality {name!r} (it has: {known})."
+                f"{did_you_mean(name, self.modalities)}"
+            )
         return self._replaced({"modalities": {key: kept for key, kept in self.modalities.items() if key != name}})
 
     def files(self, data_dir: str | Path | None = None) -> dict[str, Path]:
@@ -331,14 +331,12 @@ class Dataset:
         name: Of the dataset.
         interactions: Split, cleaned, by internal id.
         modalities: By name; rows follow ``interactions.item_ids``.
-        inputs: Name and digest of each input file by its role; see :func:`describe_inputs`.
         report: What was counted and dropped on the way.
     """
 
     name: str
     interactions: Interactions
     modalities: Mapping[str, Modality]
-    inputs: Mapping[str, Mapping[str, str]]
     report: Mapping[str, int]
 
     def __post_init__(self) -> None:
@@ -370,7 +368,6 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
         DataError: If an input is unusable or contradicts another.
     """
     files = config.files(data_dir)
-    inputs = describe_inputs(config, data_dir)
     columns = config.interactions.model_dump(exclude={"path"})
     frame = read_interactions(files["interactions"], **columns)
     method = _split_method(config, frame, files["interactions"])
@@ -415,7 +412,7 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
         "cold_items": int(np.count_nonzero(_counts(interactions.item, interactions.num_items) == 0)),
         **{f"items_without_{name}": int(np.count_nonzero(~modality.has)) for name, modality in modalities.items()},
     }
-    return Dataset(config.name, interactions, modalities, inputs, report)
+    return Dataset(config.name, interactions, modalities, report)
 
 
 def describe_inputs(config: DatasetConfig, data_dir: str | Path | None = None) -> dict[str, dict[str, str]]:

@@ -1,11 +1,13 @@
 """Reading and writing files so that a crash, a full disk or a flipped bit is never silent.
 
 Files and directories are written beside their destination, flushed, and renamed, so a path holds either the old
-content or the new. Tensors travel as safetensors with a digest of their content in the header.
+content or the new (a directory that is replaced is missing for a moment; if the process is killed just then, the old
+one lies beside). Tensors travel as safetensors with a digest of their content in the header.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import mmap
@@ -81,13 +83,41 @@ def atomic_directory(path: str | Path, *, replace: str | None = None) -> Iterato
                 path.rename(replaced)
             _rename_to_free(temporary, path)
             _flush(path.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             if replaced.exists() and not path.exists():
                 replaced.rename(path)
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def where_replaced(path: Path) -> str:
+    """What to tell of a directory that is missing because the process that was replacing it was killed, or nothing."""
+    kept = [other for other in path.parent.glob(f".{path.name}.*.old") if not path.exists()]
+    return f" It was being replaced when that was cut off; rename {kept[0]} to have the old one back." if kept else ""
+
+
+@contextmanager
+def held(directory: Path, what: str) -> Iterator[None]:
+    """Hold a directory for this process alone.
+
+    Args:
+        directory: The directory; it exists.
+        what: What lies there, for messages.
+
+    Raises:
+        StoreError: If another process holds it.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(f"Another process works on {what} at {directory}. Wait for it, or end it.") from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_writable(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Signals that ask to stop: noticed at a moment when the state can be saved."""
+"""Signals that ask to stop: noticed at a moment when the state can be saved, or at once."""
 
 from __future__ import annotations
 
@@ -30,3 +30,20 @@ def interruptible() -> Iterator[threading.Event]:
     finally:
         for number, previous in handlers.items():
             signal.signal(number, previous)
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Have SIGTERM end work like Ctrl-C, by a ``KeyboardInterrupt``."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

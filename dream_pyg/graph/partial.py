@@ -24,7 +24,7 @@ import torch
 from dream_pyg import ranks
 from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.data.progress import progress
-from dream_pyg.data.signals import interruptible
+from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.errors import Interrupted, StoreError
 from dream_pyg.graph.knn import FoundNeighbors, Rows, SearchReport, cosine_knn, nobody
 from dream_pyg.graph.knn.candidates import CandidateLists
@@ -40,7 +40,8 @@ _SAVING_SHARE = 20
 class PartialBuild:
     """The searches of one build, which go on where an earlier attempt at the same build stopped.
 
-    While it searches, SIGINT and SIGTERM save what was found and raise :class:`~dream_pyg.errors.Interrupted`.
+    While it searches, SIGINT and SIGTERM save what was found and raise :class:`~dream_pyg.errors.Interrupted`: of an
+    exact search what it has done of its strips, of any other the searches that are finished.
 
     Args:
         path: The directory that is to be built.
@@ -64,11 +65,16 @@ class PartialBuild:
             neighbors = {part: tensor.numpy() for part, tensor in kept[0].items()}
             report = SearchReport(**json.loads(kept[1]["report"]))
             return FoundNeighbors(neighbors["index"].astype(np.int64), neighbors["similarity"], report)
-        with interruptible() as self._interrupted:
-            found = cosine_knn(rows, num_neighbors, what=what, steps=partial(self._steps, name, what), **options)
-            if not ranks.rank():
-                self._unsaved[name] = found
+        try:
+            with termination_as_interrupt():
+                found = cosine_knn(rows, num_neighbors, what=what, steps=partial(self._steps, name, what), **options)
+        except KeyboardInterrupt:  # of a search without steps, of which nothing can be saved
+            self._interrupted.set()
             self._look_up()
+            raise
+        if not ranks.rank():
+            self._unsaved[name] = found
+        self._look_up()
         return found
 
     def discard(self) -> None:
@@ -84,10 +90,11 @@ class PartialBuild:
         if kept is not None and kept[1]["strips"] == str(len(strips)) and lists.restore(kept[0]):
             done = int(kept[1]["done"])
             logger.info("kNN of %s goes on at %d%%", what, 100 * done // len(strips))
-        for strip in progress(strips[done:], f"kNN of {what}", initial=done, hidden=not ranks.speaks()):
-            yield strip
-            done += 1
-            self._look_up(search, lists, {"done": str(done), "strips": str(len(strips))})
+        with interruptible() as self._interrupted:
+            for strip in progress(strips[done:], f"kNN of {what}", initial=done, hidden=not ranks.speaks()):
+                yield strip
+                done += 1
+                self._look_up(search, lists, {"done": str(done), "strips": str(len(strips))})
 
     def _look_up(
         self, name: str = "", lists: CandidateLists | None = None, position: dict[str, str] | None = None

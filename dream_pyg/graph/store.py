@@ -36,6 +36,7 @@ from dream_pyg.data.files import (
     read_json,
     save_tensors,
     sha256_file,
+    where_replaced,
     write_json,
 )
 from dream_pyg.errors import ConfigError, StoreError
@@ -261,7 +262,10 @@ def read_info(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not (path / INFO).is_file():
-        raise StoreError(f"{path} is not a graph store: it has no {INFO}. Build one with `dream-pyg build-graph`.")
+        raise StoreError(
+            f"{path} is not a graph store: it has no {INFO}. Build one with `dream-pyg build-graph`."
+            f"{where_replaced(path)}"
+        )
     info = read_json(path / INFO)
     version = info.get("format_version") if isinstance(info, dict) else None
     if version != FORMAT_VERSION:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
-from dream_pyg.errors import ConfigError
+from dream_pyg.errors import ConfigError, did_you_mean
 from dream_pyg.models.addease import AddEASE
 from dream_pyg.models.base import Batch, DualRepresentations, Embeddings, ItemWeights, Recommender, Scorer
 from dream_pyg.models.bm3 import BM3
@@ -87,6 +85,4 @@ def find_model(name: str) -> type[Recommender]:
     """
     if name in MODELS:
         return MODELS[name]
-    close = get_close_matches(name, MODELS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"Unknown model {name!r}; expected one of {', '.join(MODELS)}.{hint}")
+    raise ConfigError(f"Unknown model {name!r}; expected one of {', '.join(MODELS)}.{did_you_mean(name, MODELS)}")

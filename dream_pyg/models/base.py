@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import torch
@@ -12,7 +11,7 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from dream_pyg.errors import ConfigError, TrainingError
+from dream_pyg.errors import ConfigError, TrainingError, did_you_mean
 from dream_pyg.graph.csr import UserItems, csr_product, row_entries, take_rows
 from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
@@ -301,11 +300,10 @@ def fusion_weights(
     """
     used = dict.fromkeys(available, 1.0) if weights is None else {m: w for m, w in weights.items() if w > 0}
     if unknown := sorted(set(used) - set(available)):
-        close = get_close_matches(unknown[0], available, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
             f"modality_weights names {', '.join(map(repr, unknown))}, but the graph has {what} for "
-            f"{', '.join(map(repr, available))}. Use one of these, or build the graph with that modality.{hint}"
+            f"{', '.join(map(repr, available))}. Use one of these, or build the graph with that modality."
+            f"{did_you_mean(unknown[0], available)}"
         )
     if not used:
         raise ConfigError("modality_weights must give at least one modality a positive weight.")

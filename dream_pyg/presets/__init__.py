@@ -23,11 +23,10 @@ Those of this package lie beside this file; ``dream-pyg tune`` writes others.
 from __future__ import annotations
 
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dream_pyg.errors import ConfigError
+from dream_pyg.errors import ConfigError, did_you_mean
 
 _DIRECTORY = Path(__file__).parent
 
@@ -63,10 +62,9 @@ def load_presets(preset: str | Path) -> dict[str, Preset]:
     path = Path(preset) if Path(preset).suffix == ".toml" else _DIRECTORY / f"{preset}.toml"
     if not path.is_file():
         known = preset_names()
-        close = get_close_matches(str(preset), known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"Unknown preset {str(preset)!r}; expected one of {', '.join(known)}, or the path of a .toml file.{hint}"
+            f"Unknown preset {str(preset)!r}; expected one of {', '.join(known)}, or the path of a .toml file."
+            f"{did_you_mean(str(preset), known)}"
         )
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -83,11 +81,9 @@ def find_preset(preset: str | Path, model: str) -> Preset:
     """
     presets = load_presets(preset)
     if model not in presets:
-        close = get_close_matches(model, presets, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
             f"The preset {str(preset)!r} has nothing for model {model!r}; it has {', '.join(presets) or 'no models'}."
-            f"{hint} Train without --preset, or find values with `dream-pyg tune`."
+            f"{did_you_mean(model, presets)} Train without --preset, or find values with `dream-pyg tune`."
         )
     return presets[model]
 

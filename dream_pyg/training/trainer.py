@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from dream_pyg import ranks
 from dream_pyg.config import RunConfig, TeacherConfig
-from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
+from dream_pyg.data.files import atomic_directory, held, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible
 from dream_pyg.data.validation import differences
-from dream_pyg.errors import ConfigError, DataError, DreamPygError, Interrupted, ResumeError, TrainingError
+from dream_pyg.errors import ConfigError, DataError, Interrupted, ResumeError, TrainingError
 from dream_pyg.evaluation import evaluate, parse_metric
 from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.schema import INTERACTS, label_name
@@ -113,7 +113,7 @@ def train(
         The best epoch's metrics.
 
     Raises:
-        StoreError: If ``run`` exists and ``resume`` is off, or nothing can be written there.
+        StoreError: If ``run`` exists and ``resume`` is off, nothing can be written there, or another process trains it.
         ResumeError: If the run was made with another configuration or graph, or its checkpoint is damaged.
         TrainingError: If a loss is no longer finite.
         ConfigError: If processes differ in what they were told, or are more than there are GPUs or triplets of a batch,
@@ -128,19 +128,22 @@ def train(
         _check_agreement({**config.to_dict(), "resume": resume})
         session, stored, info = ranks.together(lambda: _prepare(config, paths, resume, on_evaluation))
         _check_agreement({"graph fingerprint": info["graph_fingerprint"]})
-        if resume:
-            session.load()
-            ranks.first_does(lambda: _note_resumption(config, paths, info))
-        else:
+        if not resume:
             session.create(config, info)
-        try:
-            with _deterministic():
-                session.fit()
-        except DreamPygError as error:
-            if not ranks.rank():
-                update_info(paths, status="interrupted" if isinstance(error, Interrupted) else "failed")
-            raise
-        return _finish(config, stored, session, test=test)
+        with contextlib.ExitStack() as stack:
+            ranks.first_does(lambda: stack.enter_context(held(paths.root, "the run")))
+            if resume:
+                session.load()
+                ranks.first_does(lambda: _note_resumption(config, paths, info))
+            try:
+                with _deterministic():
+                    session.fit()
+                return _finish(config, stored, session, test=test)
+            except BaseException as error:
+                if not ranks.rank():
+                    interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+                    update_info(paths, status="interrupted" if interrupted else "failed")
+                raise
 
 
 def _prepare(

@@ -79,7 +79,8 @@ def test_a_shop(shop: Path) -> None:
         "cold_items": 0,
     }
     digest = hashlib.sha256((shop / "shop.csv").read_bytes()).hexdigest()
-    assert dataset.inputs == {"interactions": {"path": "shop.csv", "sha256": digest}}
+    described = describe_inputs(DatasetConfig.create(directory=shop, interactions="shop.csv"))
+    assert described == {"interactions": {"path": "shop.csv", "sha256": digest}}
 
 
 def test_integer_ids_are_ordered_as_numbers_and_strings_as_text(tmp_path: Path) -> None:

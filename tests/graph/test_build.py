@@ -125,7 +125,7 @@ def with_neighbors(dataset: Dataset, name: str, index: list[list[int]], *, keep_
     neighbors = Neighbors(np.array(index), np.where(np.array(index) >= 0, 0.5, 0).astype(np.float32))
     modality = Modality(dataset.modalities[name].features if keep_features else None, neighbors)
     modalities = {**dataset.modalities, name: modality}
-    return Dataset(dataset.name, dataset.interactions, modalities, dataset.inputs, dataset.report)
+    return Dataset(dataset.name, dataset.interactions, modalities, dataset.report)
 
 
 @pytest.mark.parametrize("keep_features", [True, False])

@@ -17,7 +17,7 @@ import torch
 from dream_pyg import DatasetConfig, Interrupted, StoreError, build_store
 from dream_pyg.data.files import load_tensors
 from dream_pyg.graph import partial
-from dream_pyg.graph.knn import ArrayRows, exact
+from dream_pyg.graph.knn import ArrayRows, FoundNeighbors, Rows, cosine_knn, exact
 from dream_pyg.graph.knn.candidates import CandidateLists
 from dream_pyg.graph.knn.exact import RowProduct, Strip, select_candidates
 from dream_pyg.graph.store import StoredGraph
@@ -89,6 +89,34 @@ def test_an_interrupted_build_goes_on(
     assert strips.total == total  # none was done twice
     assert partial_files(tmp_path) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counted", "graph"]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_an_approximate_search_ends_at_once_and_those_before_it_are_kept(
+    shop: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+):
+    searched = []
+
+    def search(rows: Rows, num_neighbors: int, *, what: str, **_: Any) -> FoundNeighbors:
+        searched.append(what)
+        if len(searched) == 2:
+            signal.raise_signal(number)
+            searched.append("more")
+        return cosine_knn(rows, num_neighbors, what=what)
+
+    monkeypatch.setattr(partial, "cosine_knn", search)
+    with pytest.raises(Interrupted, match=r"saved in .*\.graph\.\w{16}\.partial\. Continue with the same command"):
+        build(shop, tmp_path / "graph", engine="clusters")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (
+        signal.default_int_handler,
+        signal.SIG_DFL,
+    )
+    first, second = searched
+    assert len(partial_files(tmp_path)) == 1
+    searched.append("again")
+    build(shop, tmp_path / "graph", engine="clusters")
+    assert searched[3] == second
+    assert first not in searched[3:]
 
 
 def test_an_interruption_after_every_strip(strips: Strips, shop: Path, whole: StoredGraph, tmp_path: Path):

@@ -408,3 +408,36 @@ def test_features_may_be_held_in_bfloat16_by_the_run_and_whoever_opens_it(stored
         assert read_metrics(result.run)[0]["loss"][name] == pytest.approx(value, rel=2.0**-6, abs=1e-4)
     with pytest.raises(ResumeError, match="feature_precision: auto here, bfloat16 there"):
         train(configure(stored), result.run, resume=True)
+
+
+def test_a_run_that_another_process_trains_is_not_resumed(stored, tmp_path):
+    refused = []
+
+    def another(epoch, metrics):
+        with pytest.raises(StoreError, match=r"Another process works on the run at .*run\. Wait for it, or end it"):
+            train(configure(stored), tmp_path / "run", resume=True)
+        refused.append(epoch)
+        return False
+
+    train(configure(stored), tmp_path / "run", on_evaluation=another)
+    assert refused == [1, 2, 3, 4]
+    assert read_json(RunPaths(tmp_path / "run").info)["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(MemoryError, "failed"), (KeyboardInterrupt, "interrupted"), (StoreError, "failed")]
+)
+def test_whatever_ends_a_training_or_its_test_is_noted(stored, finished, tmp_path, monkeypatch, error, status):
+    def fail(*given, **options):
+        raise error
+
+    with pytest.raises(error):
+        train(configure(stored), tmp_path / "run", on_evaluation=fail)
+    assert read_json(RunPaths(tmp_path / "run").info)["status"] == status
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "evaluate_lines", fail)
+        with pytest.raises(error):
+            train(configure(stored), tmp_path / "run", resume=True)
+    assert read_json(RunPaths(tmp_path / "run").info)["status"] == status
+    train(configure(stored), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", finished)

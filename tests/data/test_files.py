@@ -1,0 +1,63 @@
+"""Directories that are replaced or held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dream_pyg.data import files
+from dream_pyg.data.files import atomic_directory, held
+from dream_pyg.errors import StoreError
+from dream_pyg.graph.store import read_info
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / "store"
+    with atomic_directory(path) as directory:
+        (directory / "graph.json").write_text("old")
+    return path
+
+
+def replace(path: Path) -> None:
+    with atomic_directory(path, replace="graph.json") as directory:
+        (directory / "graph.json").write_text("new")
+
+
+def test_a_directory_is_replaced_as_a_whole(old: Path):
+    replace(old)
+    assert (old / "graph.json").read_text() == "new"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_the_old_directory_is_put_back_if_the_new_cannot_be_renamed(old: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "_rename_to_free", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(StoreError):
+        replace(old)
+    assert (old / "graph.json").read_text() == "old"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_the_old_directory_is_named_if_it_could_not_even_be_put_back(old: Path, monkeypatch: pytest.MonkeyPatch):
+    def cut_off(*paths: Path) -> None:
+        monkeypatch.setattr(Path, "rename", lambda *given: (_ for _ in ()).throw(OSError("gone")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_rename_to_free", cut_off)
+    with pytest.raises(StoreError, match="gone"):
+        replace(old)
+    (kept,) = old.parent.iterdir()
+    with pytest.raises(StoreError, match=f"It was being replaced .*; rename {kept} to have the old one back"):
+        read_info(old)
+    monkeypatch.undo()
+    kept.rename(old)
+    assert (old / "graph.json").read_text() == "old"
+
+
+def test_a_directory_is_held_once_and_free_again_afterwards(tmp_path: Path):
+    refused = pytest.raises(StoreError, match=f"works on the table at {tmp_path}. Wait")
+    with held(tmp_path, "the table"), refused, held(tmp_path, "the table"):
+        pass
+    with held(tmp_path, "the table"):
+        pass
