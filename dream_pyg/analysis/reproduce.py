@@ -304,7 +304,7 @@ def _user_recall(row: Row, graph: str) -> Tensor:
     recalls = []
     for run in row.runs:
         path = Path(run["run"]) / "user_recall.safetensors"
-        if not path.is_file():
+        if not _is_of_best_epoch(path):
             loaded = load_run(run["run"], device="cpu", graph=graph)
             save_tensors(path, {_TESTED: user_recall(loaded.scorer(), loaded.graph, k=20)})
         recalls.append(load_tensors(path)[0][_TESTED])
@@ -314,10 +314,15 @@ def _user_recall(row: Row, graph: str) -> Tensor:
 def _group_metrics(run: Path, graph: str) -> dict[str, float]:
     """The figures by groups of a finished run, for all users, kept beside it."""
     path = run / "groups.json"
-    if not path.is_file():
+    if not _is_of_best_epoch(path):
         loaded = load_run(run, device="cpu", graph=graph)
         write_json(path, group_metrics(loaded.scorer(), loaded.graph))
     return dict(read_json(path))
+
+
+def _is_of_best_epoch(path: Path) -> bool:
+    """Whether a file beside a run was made after its best epoch, which more training may have changed."""
+    return path.is_file() and path.stat().st_mtime >= RunPaths(path.parent).best.stat().st_mtime
 
 
 def _run(task: Task) -> dict[str, Any]:

@@ -71,7 +71,11 @@ class StoredGraph:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies inputs, parameters and format: equal fingerprints mean equal graphs."""
+        """Identifies inputs, parameters and format.
+
+        Equal fingerprints mean equal graphs, but for rounding on another processor and for what an approximate search
+        finds on another day: ``hnsw`` and ``nndescent`` with several threads, all of them in another version.
+        """
         return str(self.info["fingerprint"])
 
     @property
