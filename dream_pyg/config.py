@@ -188,11 +188,13 @@ class RunConfig(BaseModel):
         return _model_config(*_split_name(self.model))
 
     @property
-    def held_precision(self) -> FeaturePrecision:
-        """What ``feature_precision`` comes to."""
+    def held_precision(self) -> FeaturePrecision | None:
+        """What ``feature_precision`` comes to; None where nothing reads features, which then stay in their file."""
         if self.feature_precision != "auto":
             return self.feature_precision
-        return "float32" if self.training.sampling is None and self._reads_features() else "stored"
+        if not self._reads_features():
+            return None
+        return "float32" if self.training.sampling is None else "stored"
 
     def _reads_features(self) -> bool:
         """Whether the model or its teacher does."""

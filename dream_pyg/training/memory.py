@@ -51,8 +51,8 @@ def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> N
     features, precision = 0, config.held_precision
     for modality in feature_modalities(graph):
         stored = graph[ITEM][feature_name(modality)]
-        held = stored.dtype if precision == "stored" else getattr(torch, precision)
-        if device.type != "cpu" or stored.dtype != held:
+        held = getattr(torch, precision) if precision in ("float32", "bfloat16") else stored.dtype
+        if (device.type != "cpu" and precision is not None) or stored.dtype != held:
             features += held.itemsize * stored.numel()
     return Needs(kept + _KEPT * trained + _PASSING * (table + trained), features)
 

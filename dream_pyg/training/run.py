@@ -258,7 +258,7 @@ def prepare_graph(
     graph: HeteroData,
     device: torch.device,
     num_neighbors: int | None = None,
-    feature_precision: FeaturePrecision = "float32",
+    feature_precision: FeaturePrecision | None = "float32",
 ) -> HeteroData:
     """The graph on a device, as a model is trained on it; the given graph is left as it is.
 
@@ -268,12 +268,18 @@ def prepare_graph(
         num_neighbors: How many neighbours to keep in its relation graphs; see
             :func:`~dream_pyg.graph.relations.cut_neighbors`.
         feature_precision: Type of the feature matrices in memory; with ``stored`` they stay as they are, on the CPU in
-            their file.
+            their file, and with None also if the device is another.
     """
-    prepared = copy.copy(cut_neighbors(graph, num_neighbors)).to(device)
-    for modality in feature_modalities(prepared) if feature_precision != "stored" else ():
-        store, name = prepared[ITEM], feature_name(modality)
-        store[name] = store[name].to(getattr(torch, feature_precision))
+    prepared = copy.copy(cut_neighbors(graph, num_neighbors))
+    names = [feature_name(modality) for modality in feature_modalities(prepared)]
+    features = {name: prepared[ITEM].pop(name) for name in names}
+    prepared = prepared.to(device)
+    for name, feature in features.items():
+        if feature_precision is not None:
+            feature = feature.to(device)
+            if feature_precision != "stored":
+                feature = feature.to(getattr(torch, feature_precision))
+        prepared[ITEM][name] = feature
     return prepared
 
 

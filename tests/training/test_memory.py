@@ -9,6 +9,7 @@ import torch
 
 from dream_pyg.config import RunConfig
 from dream_pyg.errors import ConfigError
+from dream_pyg.graph.schema import label_name
 from dream_pyg.training import memory
 from dream_pyg.training.memory import check_memory, least_bytes
 from dream_pyg.training.optimizers import make_optimizers
@@ -71,7 +72,12 @@ def test_features_that_nothing_reads_are_not_converted(stored, model, overrides,
     graph["item"].x_image = graph["item"].x_image.half()
     held = prepare_graph(graph, CPU, None, config.held_precision)["item"].x_image
     assert held.dtype == (torch.float32 if read else torch.float16)
-    assert (least_bytes(config, graph, CPU).features > 0) == read
+    elsewhere = torch.device("meta")
+    prepared = prepare_graph(graph, elsewhere, None, config.held_precision)
+    assert prepared["user", "interacts", "item"][label_name("train")].device == elsewhere
+    assert prepared["item"].x_image.device == (elsewhere if read else CPU)
+    for device in (CPU, elsewhere):
+        assert (least_bytes(config, graph, device).features > 0) == read
 
 
 def test_a_training_that_cannot_fit_is_refused_with_what_would(stored, tmp_path, monkeypatch):
