@@ -23,6 +23,7 @@ def to_markdown(log: RunLog, workloads: Sequence[Workload], results: Sequence[Re
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     rates = ", ".join(f"{rate:.0f} {name}" for name, rate in gemm_rates(log, conditions.threads).items())
     recall = f"recall@{conditions.num_neighbors}"
+    repetitions = "one repetition" if conditions.repeats == 1 else f"{conditions.repeats} repetitions"
     limits = sorted({f"{run['limit']:g}" for run in log.runs if "limit" in run}, key=float)
     lines = [
         "# All-kNN construction",
@@ -31,7 +32,7 @@ def to_markdown(log: RunLog, workloads: Sequence[Workload], results: Sequence[Re
         f"{machine['date']}; Python {machine['python']}, {versions}.",
         f"Products of two {'{0} x {0}'.format(_gemm_size(log))} matrices: {rates} GFLOP/s.",
         "",
-        f"K = {conditions.num_neighbors} by cosine, {conditions.repeats} repetition{'s' if conditions.repeats > 1 else ''} in fresh processes, taking turns; "
+        f"K = {conditions.num_neighbors} by cosine, {repetitions} in fresh processes, taking turns; "
         f"approximate engines at their cheapest setting with {recall} of at least {conditions.min_recall:g}; a limit "
         f"of {' or '.join(limits) or f'{conditions.limit:g}'} s a run.",
         "GFLOP/s count all 2 N² F of the full product, of which a symmetric search computes half; the share is that of "
