@@ -51,12 +51,13 @@ def test_the_wheel_is_pure_python_and_holds_only_the_package(wheel: Path):
 def test_the_wheel_runs_the_demo_in_an_environment_of_its_own(wheel: Path, tmp_path: Path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--no-index", wheel], capture_output=True, check=True)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    install = [python, "-m", "pip", "install", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, env=environment, capture_output=True, check=True)
     # The dependencies come from the environment of the tests, so that no network is needed. Only its packages: an
     # editable install of the checkout works through a .pth file, which is not read from there.
     packages = Path(sysconfig.get_paths(vars={"base": str(tmp_path / "venv")})["purelib"])
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
     def run(*arguments: str | Path) -> str:
         done = subprocess.run(

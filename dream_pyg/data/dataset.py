@@ -367,7 +367,7 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
     Raises:
         DataError: If an input is unusable or contradicts another.
     """
-    files = config.files(data_dir)
+    files = _existing_files(config, data_dir)
     columns = config.interactions.model_dump(exclude={"path"})
     frame = read_interactions(files["interactions"], **columns)
     method = _split_method(config, frame, files["interactions"])
@@ -428,13 +428,18 @@ def describe_inputs(config: DatasetConfig, data_dir: str | Path | None = None) -
     Raises:
         DataError: If a file is missing.
     """
+    files = _existing_files(config, data_dir)
+    return {role: {"path": path.name, "sha256": sha256_file(path)} for role, path in files.items()}
+
+
+def _existing_files(config: DatasetConfig, data_dir: str | Path | None) -> dict[str, Path]:
     files = config.files(data_dir)
     for role, path in files.items():
         try:
             existing_file(path, f"Dataset {config.name!r}, {role}")
         except DataError as error:
             raise DataError(f"{error} If the data lie elsewhere, say where with data_dir (--data-dir).") from error
-    return {role: {"path": path.name, "sha256": sha256_file(path)} for role, path in files.items()}
+    return files
 
 
 def _split_method(config: DatasetConfig, frame: pl.DataFrame, path: Path) -> SplitMethod:

@@ -346,11 +346,11 @@ def test_matrices_that_cannot_be_searched_are_refused(tmp_path: Path, matrix: np
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--dataset", "bbay"], 2, "did you mean 'baby'?"),
+        (["--dataset", "bbay"], 2, "Did you mean 'baby'?"),
         (["--dataset", "missing.npy"], 1, "missing"),
         (["--dataset", "1x20"], 2, "at least 2"),
         (["--dataset", "20x1"], 2, "1 features"),
-        (["--dataset", "300x8", "--engine", "fais-flat"], 2, "did you mean 'faiss-flat'?"),
+        (["--dataset", "300x8", "--engine", "fais-flat"], 2, "Did you mean 'faiss-flat'?"),
         (["--dataset", "300x8", "-k", "300"], 2, "below the 300 rows"),
         (["-k", "0"], 2, "num_neighbors must be at least 1"),
         (["--threads", "0"], 2, "threads must be"),
