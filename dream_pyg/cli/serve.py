@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import polars as pl
 
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.data.files import read_lines
@@ -15,6 +14,7 @@ from dream_pyg.serving import (
     check_table_path,
     export_run,
     recommend_blocks,
+    recommend_table,
     write_table,
 )
 from dream_pyg.training.run import load_run
@@ -54,14 +54,14 @@ def recommend(
     """Recommend the top k items to users, by the external ids of the data."""
     if out is not None:
         check_table_path(out)
-    wanted = [*users, *(read_lines(users_file, "Users file") if users_file is not None else [])]
-    everybody = not users and users_file is None
+    named = [*users, *(read_lines(users_file, "Users file") if users_file is not None else [])]
+    wanted = named if users or users_file is not None else None
     loaded = load_run(run, device=device, graph=graph)
-    blocks = recommend_blocks(loaded, k, None if everybody else wanted, include_seen=include_seen)
     if out is not None:
+        blocks = recommend_blocks(loaded, k, wanted, include_seen=include_seen)
         click.echo(f"{write_table(blocks, out):,} recommendations written to {out}")
         return
-    frame = pl.concat(blocks)
+    frame = recommend_table(loaded, k, wanted, include_seen=include_seen)
     if output_format == "json":
         print_json(frame.to_dicts())
     else:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from dream_pyg.data.arrays import place_in_group
 from dream_pyg.data.files import existing_file, float32_rows, whole_file
 from dream_pyg.data.tables import ITEM_COLUMNS, Table, kind, positions, unique_ids
 from dream_pyg.errors import DataError
@@ -463,7 +464,7 @@ def _read_keyed_neighbors(path: Path, item_ids: pl.Series, what: str) -> tuple[N
         values = column.to_numpy().astype(np.float32)
     order = np.argsort(item, kind="stable")
     count = np.bincount(item, minlength=len(item_ids))
-    slot = np.arange(len(item)) - (np.cumsum(count) - count)[item[order]]
+    slot = place_in_group(item[order], count)
     index = np.full((len(item_ids), int(count.max())), -1, dtype=np.int64)
     similarity = np.zeros(index.shape, dtype=np.float32)
     index[item[order], slot] = neighbor[order]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dream_pyg.data.arrays import place_in_group
 from dream_pyg.data.interactions import SPLITS, TEST, TRAIN, VALID
 from dream_pyg.errors import ConfigError, DataError
 
@@ -160,7 +161,7 @@ def _held_out(count: NDArray[np.int64], ratios: Ratios) -> tuple[NDArray[np.int6
 def _rank_within(user: NDArray[np.int64], order: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
     """The place of each interaction (E,) among its user's, where ``order`` sorts by user and then as wanted."""
     rank = np.empty(len(user), dtype=np.int64)
-    rank[order] = np.arange(len(user)) - (np.cumsum(count) - count)[user[order]]
+    rank[order] = place_in_group(user[order], count)
     return rank
 
 

@@ -103,33 +103,32 @@ def test_many_joins_find_everything():
     assert not (candidates == np.arange(700)[:, None]).any()
 
 
-def found_share(index: ClusterIndex, matrix: NDArray[np.floating], wanted: NDArray[np.int64], **at: int) -> float:
+def found_share(
+    index: ClusterIndex, matrix: NDArray[np.floating], wanted: NDArray[np.int64], at: dict[str, int]
+) -> float:
     expected = np.argsort(-cosines(matrix)[wanted], axis=1)[:, :K]
-    found = index.search(wanted, approximate.max_candidates("clusters", K), setting(**at))
+    found = index.search(wanted, approximate.max_candidates("clusters", K), at)
     return float(np.mean([np.isin(mine, theirs) for mine, theirs in zip(expected, found, strict=True)]))
 
 
 def test_more_clusters_of_a_row_and_more_joins_find_more():
     matrix = np.random.default_rng(5).normal(size=(2000, 20)).astype(np.float32)
     index, wanted = index_of(matrix), np.arange(0, 2000, 7)
-    shares = [
-        found_share(index, matrix, wanted, num_lists=at["clusters_of_a_row"], joins=at["joins"])
-        for at in index.settings
-    ]
+    shares = [found_share(index, matrix, wanted, at) for at in index.settings]
     assert [at["clusters_of_a_row"] for at in index.settings] == [2, 3, 4, 4, 4, 4, 4, 4, 4]
     assert [at["joins"] for at in index.settings] == [0, 0, 0, 1, 2, 3, 4, 5, 6]
     assert shares[0] < shares[1] < shares[2] < shares[3] <= shares[4], shares
     assert shares[4] > 0.99
-    assert found_share(index, matrix, wanted, num_lists=4, joins=1) == shares[3]  # fewer joins than were done before
+    assert found_share(index, matrix, wanted, setting(4, joins=1)) == shares[3]  # fewer joins than were done before
 
 
 def test_clusters_in_regions_find_as_much_as_those_made_at_once(
     clustered: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
 ):
     wanted = np.arange(0, 1500, 5)
-    at_once = found_share(index_of(clustered), clustered, wanted, num_lists=3)
+    at_once = found_share(index_of(clustered), clustered, wanted, setting(3))
     monkeypatch.setattr(clusters, "_UNDIVIDED", 8)
-    assert found_share(index_of(clustered), clustered, wanted, num_lists=3) == pytest.approx(at_once, abs=0.03)
+    assert found_share(index_of(clustered), clustered, wanted, setting(3)) == pytest.approx(at_once, abs=0.03)
 
 
 def test_rows_of_small_clusters_are_compared_with_all(monkeypatch: pytest.MonkeyPatch):

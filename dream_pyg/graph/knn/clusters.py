@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dream_pyg.data.arrays import place_in_group
 from dream_pyg.data.progress import progress
 from dream_pyg.graph.knn.joins import BELOW_ALL, LISTED, join, join_bytes
 from dream_pyg.graph.knn.report import Setting
@@ -334,7 +335,7 @@ class _Members:
         mean = flat.size // max(1, int(np.count_nonzero(size)))
         parts = -(-size // max(_FEWEST_DIVIDED, _LARGEST * mean))
         of = flat[order]
-        rank = np.arange(len(of)) - (size.cumsum() - size)[of]
+        rank = place_in_group(of, size)
         divided = (parts.cumsum() - parts)[of] + rank * parts[of] // size[of]
         self.label = np.empty((num_rows, self.num_lists), dtype=np.int32)
         self.label.ravel()[order] = divided

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dream_pyg.data.arrays import place_in_group
 from dream_pyg.data.progress import progress
 from dream_pyg.graph.processor import threads_of_one
 
@@ -66,7 +67,7 @@ def _nearest(rows: Tensor, listed: NDArray[np.int32], listing: NDArray[np.int32]
     last = np.where(own < 0, np.float32(BELOW_ALL), known).min(axis=1, keepdims=True)
     row, column = np.divmod(np.flatnonzero(score >= last), len(candidate))
     count = np.bincount(row, minlength=len(mine))
-    slot = np.arange(len(row)) - (count.cumsum() - count)[row]
+    slot = place_in_group(row, count)
     best = torch.full((len(mine), max(int(count.max()), own.shape[1])), BELOW_ALL)
     index = np.zeros(best.shape, dtype=np.int32)
     best.numpy()[row, slot], index[row, slot] = score[row, column], candidate[column]
@@ -100,7 +101,7 @@ def _listing(listed: NDArray[np.int32], pool: Executor) -> NDArray[np.int32]:
         of = column[order]
         order, of = order[of >= 0], of[of >= 0]
         number = np.bincount(of, minlength=len(count))
-        rank = count[of] + np.arange(len(of)) - (number.cumsum() - number)[of]
+        rank = count[of] + place_in_group(of, number)
         room = rank < _LISTING
         listing[of[room], rank[room]] = order[room]
         count += number
