@@ -13,7 +13,6 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
-from dream_pyg.data.arrays import place_in_group
 from dream_pyg.graph.schema import (
     DESCRIBES,
     INTERACTS,
@@ -222,7 +221,7 @@ class NeighborSampler:
         stride = degree / np.maximum(count, 1)
         start = random.random(len(target)) * (count < degree)
         own = np.repeat(np.arange(len(target)), count)
-        nth = place_in_group(own, count)
+        nth = np.arange(len(own)) - (np.cumsum(count) - count)[own]
         # Rounding upwards may leave the last point just outside.
         offset = np.minimum(((nth + start[own]) * stride[own]).astype(np.int64), degree[own] - 1)
         edge = first[own] + offset
