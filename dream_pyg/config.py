@@ -52,16 +52,24 @@ class SamplingConfig(BaseModel):
 
 
 class TeacherConfig(BaseModel):
-    """A model in closed form whose recommendations are further positives (:mod:`dream_pyg.training.teacher`)."""
+    """A closed-form model whose recommendations are further positives, and which may have a vote.
+
+    See :mod:`dream_pyg.training.teacher` and :mod:`dream_pyg.training.vote`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     share: NonNegativeFloat = 0.3
-    """Taught triplets for each of train; 0 is no teacher."""
+    """Taught triplets for each of train; 0 is none."""
     num_items: PositiveInt = 20
     """How many of its best items the teacher gives each user."""
     rank_decay: PositiveFloat = 10.0
     """Ranks after which the chance of an item to be drawn is lower by a factor of e."""
+    vote: NonNegativeFloat = 0.0
+    """What its scores weigh beside those of the trained model, both in units of their standard deviation; 0 is no
+    vote."""
+    vote_weights: PositiveInt = 50
+    """How many of its weights the vote keeps for each item, the largest ones; a sparse teacher's are all kept."""
     model: dict[str, Any] = Field(default={}, validate_default=True)
     """``name`` of the teacher, addease unless said otherwise (or ease, itemknn), and its hyper-parameters."""
     l2_weights: tuple[PositiveFloat, ...] = ()
@@ -81,6 +89,11 @@ class TeacherConfig(BaseModel):
     def _can_be_made(self) -> Self:
         _ = self.candidates  # an itemknn has no l2_weight, and says so
         return self
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is anything for it to do."""
+        return self.share > 0 or self.vote > 0
 
     @property
     def candidates(self) -> list[Any]:
@@ -127,7 +140,7 @@ class TrainingConfig(BaseModel):
     """Whether each step sees a sampled neighbourhood of its batch, as large catalogues need, and how large a one; by
     default it sees the whole graph."""
     teacher: TeacherConfig | None = None
-    """Whether a closed-form model's recommendations are further positives; by default train is all there is."""
+    """Whether a closed-form model teaches this one, and has a vote; by default train is all there is."""
     num_threads: PositiveInt | None = None
     """CPU threads of each process; by default as PyTorch chooses."""
     shard_tables: bool = False
@@ -200,7 +213,7 @@ class RunConfig(BaseModel):
         """Whether the model or its teacher does."""
         teacher = self.training.teacher
         kinds = [(self.model_name, self.hyperparameters)]
-        kinds += [(teacher.model["name"], teacher.candidates[0])] if teacher is not None and teacher.share else []
+        kinds += [(teacher.model["name"], teacher.candidates[0])] if teacher is not None and teacher.is_used else []
         return any(find_model(name).reads_features(hyperparameters) for name, hyperparameters in kinds)
 
     @classmethod

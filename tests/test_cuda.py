@@ -99,7 +99,7 @@ def test_a_run_recommends_the_same_on_either(name, stored, tmp_path):
     assert best.item.device.type == "cuda"
 
 
-@pytest.mark.parametrize("option", ["training.sampling={}", "training.teacher.share=0.3", "feature_precision=bfloat16"])
+@pytest.mark.parametrize("option", ["training.sampling={}", "training.teacher.vote=0.3", "feature_precision=bfloat16"])
 def test_every_way_to_train_learns_and_resumes(option, stored, tmp_path):
     def config(**training: Any) -> RunConfig:
         plain = config_for(stored, "dream", batch_size=64, learning_rate=0.02, **training)

@@ -93,6 +93,8 @@ def export(
         overwrite=overwrite,
     )
     click.echo(f"{info['users']:,} users and {info['items']:,} items x {info['embedding_dim']} written to {out}")
+    if info["score"] != "inner product":
+        click.echo(f"the score is an {info['score']}: `dream-pyg recommend {run}` has that too")
     if index == "ivf":
         about = info["index"]
         click.echo(

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from dream_pyg import ranks
-from dream_pyg.config import FeaturePrecision, RunConfig
+from dream_pyg.config import FeaturePrecision, RunConfig, TeacherConfig, TrainingConfig
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.processor import processor_name, resolve_device
@@ -37,6 +37,7 @@ from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name,
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import MODELS, Embeddings, Recommender, Scorer, find_model
 from dream_pyg.nn.tables import sharded_tables
+from dream_pyg.training.vote import Vote
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class RunPaths:
 
     @property
     def taught(self) -> Path:
-        """The items that a teacher gave, if there is one."""
+        """What a teacher gave, if there is one: items, and the weights of its vote."""
         return self.root / "taught.safetensors"
 
     @property
@@ -108,14 +109,15 @@ class Run:
     stored: StoredGraph
     graph: HeteroData
     model: Recommender
+    vote: Vote | None = None
 
     def embeddings(self) -> Embeddings:
-        """Final representations of all users and items.
+        """Final representations of all users and items, without a teacher's vote.
 
         Raises:
             ConfigError: If the model has none, but weighs items by items.
         """
-        scorer = self.scorer()
+        scorer = scorer_of(self.model, self.graph)
         if not isinstance(scorer, Embeddings):
             raise ConfigError(
                 f"Model {self.config.model_name!r} has no embeddings but weights from item to item, so it cannot be "
@@ -125,12 +127,8 @@ class Run:
         return scorer
 
     def scorer(self) -> Scorer:
-        """What scores every user and item: embeddings, or item weights."""
-        with torch.no_grad():
-            self.model.eval()
-            # A model may return its parameters themselves, which know gradients even here.
-            scorer: Scorer = self.model(self.graph)
-            return scorer.detach()
+        """What scores every user and item: embeddings, with a teacher's vote if it has one, or item weights."""
+        return scorer_of(self.model, self.graph, self.vote)
 
     @torch.no_grad()
     def lines(self) -> dict[str, Scorer]:
@@ -140,6 +138,23 @@ class Run:
         if dual is not None:
             lines |= {"behavior": dual.behavior.detach(), "modal": dual.modal.detach()}
         return lines
+
+
+def scorer_of(model: Recommender, graph: HeteroData, vote: Vote | None = None) -> Scorer:
+    """What a model, as it is now, makes of a graph, and a vote beside it; without gradients."""
+    with torch.no_grad():
+        model.eval()
+        scorer: Scorer = model(graph)
+        # A model may return its parameters themselves, which know gradients even here.
+        scorer = scorer.detach()
+        return vote.beside(scorer) if vote is not None and isinstance(scorer, Embeddings) else scorer
+
+
+def teacher_of(config: TrainingConfig, model: Recommender) -> TeacherConfig | None:
+    """The teacher of a model, if there is one with anything to do, and the model learns."""
+    teacher = config.teacher
+    learns = any(True for _ in model.parameters())
+    return teacher if learns and teacher is not None and teacher.is_used else None
 
 
 def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None = None) -> Run:
@@ -160,9 +175,8 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
         raise StoreError(f"{path} has no best epoch yet. Continue it with `dream-pyg train --resume --run {path}`.")
     config = RunConfig.load(paths.config)
     info = read_run_info(paths)
-    if changed := [
-        line for line in config.differences(info["config"]) if line.startswith(("model.", "num_neighbors:"))
-    ]:
+    decisive = ("model.", "num_neighbors:", "training.teacher.")
+    if changed := [line for line in config.differences(info["config"]) if line.startswith(decisive)]:
         raise StoreError(
             f"{paths.config} differs from what {paths.info.name} records of the training (here = config.toml): "
             f"{'; '.join(changed)}. Undo the change, or train anew in another directory."
@@ -180,7 +194,9 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     prepared = prepare_graph(stored.graph, target, config.num_neighbors, config.held_precision)
     model = make_model(config, prepared, target)
     load_best(paths, model)
-    return Run(paths, config, stored, prepared, model)
+    teacher = teacher_of(config.training, model)
+    vote = Vote.from_tensors(load_tensors(paths.taught)[0], teacher, prepared) if teacher and teacher.vote else None
+    return Run(paths, config, stored, prepared, model, vote)
 
 
 def load_best(paths: RunPaths, model: Recommender) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A closed-form model as teacher: what it would recommend to a user are further positives of the user's triplets."""
+"""A closed-form model as teacher: its recommendations are further positives, and its scores may have a vote."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.errors import ConfigError
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.csr import UserItems
-from dream_pyg.graph.schema import INTERACTS, USER, label_name
-from dream_pyg.models import Recommender, Scorer, find_model
+from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.models import ItemWeights, Recommender, find_model
 from dream_pyg.ranking import recommend
 from dream_pyg.training.run import check_requirements
+from dream_pyg.training.vote import Vote
 
 logger = logging.getLogger("dream_pyg")
 
 
 class TaughtItems(NamedTuple):
-    """The items that a teacher ranks highest for each user, without those of train."""
+    r"""The items that a teacher ranks highest for each user, without those of train.
+
+    Of a user's N items the one of rank r = 0, 1, ... is drawn with probability proportional to :math:`e^{-r/\lambda}`,
+    the position importance of Ranking Distillation (arXiv 1809.07428, Section 3 and Eq. 9).
+    """
 
     item: Tensor  # (U, N), best first; -1 where a user has fewer
     chance: Tensor  # of each rank to be drawn, but for a factor (N,)
@@ -47,48 +52,61 @@ class TaughtItems(NamedTuple):
         rank = torch.arange(item.size(1), dtype=torch.float64)
         return cls(item, torch.exp(-rank / config.rank_decay), config.share)
 
+
+class Teaching(NamedTuple):
+    """What a run has of its teacher: of either what the configuration asks for."""
+
+    taught: TaughtItems | None
+    vote: Vote | None
+
     @classmethod
-    def load(cls, path: Path, config: TeacherConfig) -> Self:
+    def load(cls, path: Path, config: TeacherConfig, graph: HeteroData) -> Self:
         """What :meth:`save` wrote.
 
         Raises:
             StoreError: If it is missing or damaged.
         """
-        return cls.of(load_tensors(path)[0]["item"], config)
+        tensors = load_tensors(path)[0]
+        return cls(
+            TaughtItems.of(tensors["item"], config) if config.share else None,
+            Vote.from_tensors(tensors, config, graph) if config.vote else None,
+        )
 
     def save(self, path: Path) -> None:
-        """Keep the items in a file, atomically."""
-        save_tensors(path, {"item": self.item})
+        """Keep it in a file, atomically."""
+        taught = {} if self.taught is None else {"item": self.taught.item}
+        save_tensors(path, taught | ({} if self.vote is None else self.vote.tensors()))
 
 
-def teach(graph: HeteroData, config: TeacherConfig) -> TaughtItems:
-    r"""Solve the teacher and rank for every user, as in Ranking Distillation (arXiv 1809.07428, Section 3).
-
-    Of a user's N items the one of rank r = 0, 1, ... is drawn with probability proportional to :math:`e^{-r/\lambda}`,
-    the position importance of that paper (Eq. 9). Several processes all solve it, and take what the first one finds.
+def teach(graph: HeteroData, config: TeacherConfig) -> Teaching:
+    """Solve the teacher; several processes all do, and take what the first one finds.
 
     Args:
         graph: The graph.
-        config: The teacher, N, :math:`\lambda`, and the share of taught triplets.
+        config: The teacher, and what it is asked for.
 
     Raises:
         ConfigError: If the graph lacks what the teacher needs, or the catalogue is too large for it.
     """
-    train = graph[INTERACTS][label_name("train")]
-    num_users = int(graph[USER].num_nodes)
-    everyone = torch.arange(num_users, device=train.device)
     with torch.no_grad():
         scorer = _solve(graph, config)
-        ranking = recommend(scorer, everyone, config.num_items, UserItems.from_pairs(train, num_users))
+        taught = TaughtItems.of(_best_items(scorer, graph, config.num_items), config) if config.share else None
+        return Teaching(taught, Vote.of(scorer, config) if config.vote else None)
+
+
+def _best_items(scorer: ItemWeights, graph: HeteroData, number: int) -> Tensor:
+    """The items each user did not take that score highest (U, N), -1 where there are no more."""
+    train = graph[INTERACTS][label_name("train")]
+    everyone = torch.arange(scorer.num_users, device=train.device)
+    ranking = recommend(scorer, everyone, number, UserItems.from_pairs(train, scorer.num_users))
     # What a teacher does not score, as item-kNN most items, it knows nothing of: its order there is that of ids.
-    item = ranking.item.masked_fill(ranking.score <= 0, -1).cpu()
-    return TaughtItems.of(ranks.first_says(item), config)
+    return ranks.first_says(ranking.item.masked_fill(ranking.score <= 0, -1).cpu())
 
 
-def _solve(graph: HeteroData, config: TeacherConfig) -> Scorer:
+def _solve(graph: HeteroData, config: TeacherConfig) -> ItemWeights:
     """The teacher, or the best of its candidates on validation."""
     name, candidates = config.model["name"], config.candidates
-    best: tuple[float, Scorer] | None = None
+    best: tuple[float, ItemWeights] | None = None
     for hyperparameters in candidates:
         started = time.perf_counter()
         model = ranks.together(functools.partial(_made, name, hyperparameters, graph))
@@ -111,5 +129,6 @@ def _made(name: str, hyperparameters: Any, graph: HeteroData) -> Recommender:
     except ConfigError as error:
         raise ConfigError(
             f"The teacher {name}: {error} For another teacher, --set \"training.teacher.model={{name='itemknn'}}\" "
-            "--set training.teacher.l2_weights=[]; for none, --set training.teacher.share=0."
+            "--set training.teacher.l2_weights=[]; for none, --set training.teacher.share=0 "
+            "--set training.teacher.vote=0."
         ) from error

@@ -18,7 +18,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from dream_pyg import ranks
-from dream_pyg.config import RunConfig, TeacherConfig
+from dream_pyg.config import RunConfig
 from dream_pyg.data.files import atomic_directory, held, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible
 from dream_pyg.data.validation import differences
@@ -42,12 +42,15 @@ from dream_pyg.training.run import (
     prepare_graph,
     read_run_info,
     save_best,
+    scorer_of,
+    teacher_of,
     update_info,
     whole_weights,
 )
 from dream_pyg.training.steps import SampledSteps, WholeGraphSteps
-from dream_pyg.training.teacher import TaughtItems, teach
+from dream_pyg.training.teacher import Teaching, teach
 from dream_pyg.training.triplets import TripletSampler
+from dream_pyg.training.vote import Vote
 
 logger = logging.getLogger("dream_pyg")
 
@@ -242,6 +245,7 @@ class _Session:
         self.stopped = False
         self.optimizers = make_optimizers(model, self.config)
         self.sampler = TripletSampler(graph)
+        self.vote: Vote | None = None
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed of the current epoch
         self.loss_sums: dict[str, float] = {}
@@ -265,11 +269,11 @@ class _Session:
 
     def create(self, config: RunConfig, info: dict[str, Any]) -> None:
         """Write the run's first files as a whole or not at all, so that whatever is there can be resumed."""
-        taught = None
-        if (teacher := self._teacher()) is not None:
+        teaching = None
+        if (teacher := teacher_of(self.config, self.model)) is not None:
             with _deterministic():
-                taught = teach(self.graph, teacher)
-            self.sampler.taught = taught
+                teaching = teach(self.graph, teacher)
+            self._learn_from(teaching)
         state = self.state()
 
         def write() -> None:
@@ -280,15 +284,13 @@ class _Session:
                 if self._is_kept():
                     keep_epoch(first, state["model"], self.epoch)
                 save_checkpoint(first.last, state)
-                if taught is not None:
-                    taught.save(first.taught)
+                if teaching is not None:
+                    teaching.save(first.taught)
 
         ranks.first_does(write)
 
-    def _teacher(self) -> TeacherConfig | None:
-        """The teacher, if there is one and something that learns."""
-        teacher = self.config.teacher
-        return teacher if self.optimizers and teacher is not None and teacher.share else None
+    def _learn_from(self, teaching: Teaching) -> None:
+        self.sampler.taught, self.vote = teaching
 
     def save(self) -> None:
         """Write the resumable checkpoint."""
@@ -314,8 +316,8 @@ class _Session:
                 f"The run at {self.paths.root} has {self.epoch} epochs already, more than training.epochs = "
                 f"{self.config.epochs}. Ask for at least as many, or train anew in another directory."
             )
-        if (teacher := self._teacher()) is not None:
-            self.sampler.taught = ranks.together(lambda: TaughtItems.load(self.paths.taught, teacher))
+        if (teacher := teacher_of(self.config, self.model)) is not None:
+            self._learn_from(ranks.together(lambda: Teaching.load(self.paths.taught, teacher, self.graph)))
         ranks.first_does(self._forget_later_epochs)
         logger.info("Resuming %s after epoch %d, step %d", self.paths.root, self.epoch, self.step)
 
@@ -436,11 +438,10 @@ class _Session:
             self.stopped = ranks.first_says(self.on_evaluation(self.epoch, record["valid"]))
 
     def _validation_metrics(self) -> dict[str, float]:
-        self.model.eval()
         name, k = parse_metric(self.config.metric)
         names = dict.fromkeys((*VALID_METRICS, name))
         ks = sorted({*VALID_KS, k})
-        scorer = self.model(self.graph)
+        scorer = scorer_of(self.model, self.graph, self.vote)
         users = self.config.eval_users
         return evaluate(scorer, self.graph, "valid", ks=ks, metrics=list(names), num_users=users)
 
@@ -458,7 +459,7 @@ def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: 
             def open_best() -> tuple[Run, dict[str, str]]:
                 model = make_model(config, session.graph, session.device)
                 metadata = load_best(paths, model)
-                return Run(paths, config, stored, session.graph, model), metadata
+                return Run(paths, config, stored, session.graph, model, session.vote), metadata
 
             run, written = ranks.together(open_best)
             # A run that was killed after a better epoch, and resumed to other roundings, may not find that one again.

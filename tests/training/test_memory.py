@@ -61,6 +61,7 @@ def test_features_count_where_they_are_converted_or_on_another_device(stored):
         ("lightgcn", [], False),
         ("lightgcn", ["training.teacher={}"], True),
         ("lightgcn", ["training.teacher={share=0}"], False),
+        ("lightgcn", ["training.teacher={share=0, vote=0.2}"], True),
         ("freedom", [], True),
         ("freedom", ["model.modality_bpr_weight=0"], False),
         ("vbpr", [], True),

@@ -23,7 +23,7 @@ from tests.training.runs import configure
 @pytest.mark.parametrize("name", ["addease", "ease", "itemknn"])
 def test_taught_are_the_best_items_that_the_user_did_not_take(stored, name):
     graph, config = stored.graph, TeacherConfig(model={"name": name}, num_items=7)
-    taught = teach(graph, config)
+    taught = teach(graph, config).taught
     model = find_model(name)(graph, config.candidates[0])
     model.fit(graph)
     user, item = graph[INTERACTS][label_name("train")]
@@ -114,8 +114,8 @@ def test_validation_chooses_among_the_teachers_weights(stored):
         ]
     best = max(recalls, key=recalls.get)
     assert len(set(recalls.values())) > 1
-    chosen = teach(stored.graph, TeacherConfig(model={"name": "ease"}, l2_weights=weights))
-    alone = teach(stored.graph, TeacherConfig(model={"name": "ease", "l2_weight": best}))
+    chosen = teach(stored.graph, TeacherConfig(model={"name": "ease"}, l2_weights=weights)).taught
+    alone = teach(stored.graph, TeacherConfig(model={"name": "ease", "l2_weight": best})).taught
     assert torch.equal(chosen.item, alone.item)
     with pytest.raises(ConfigError, match=r"itemknn.*l2_weight"):
         TeacherConfig(model={"name": "itemknn"}, l2_weights=weights)

@@ -50,7 +50,9 @@ CASES = {
     "dream-corrected": Case("dream", {"popularity_correction": 1.0}),
     "dream-corrected-sampled": Case("dream", {"popularity_correction": 1.0}, ALL_NEIGHBORS),
     "dream-best": Case(
-        "dream", {"user_modal": "items", "co_occurrence_share": 0.4}, {"teacher": {"l2_weights": [1.0, 30.0]}}
+        "dream",
+        {"user_modal": "items", "co_occurrence_share": 0.4},
+        {"teacher": {"l2_weights": [1.0, 30.0], "vote": 0.3}},
     ),
     "buir-id": Case("buir", {"num_layers": 0}),
     **{f"{name}-sharded": Case(name, {}, SHARDED) for name in ("dream", "vbpr", "lightgcn", "bpr")},

@@ -1,0 +1,111 @@
+"""A teacher's vote: which weights it keeps, what it adds, and that whoever opens the run gets the same scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dream_pyg.config import TeacherConfig
+from dream_pyg.errors import StoreError
+from dream_pyg.evaluation import evaluate
+from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.models import Embeddings, find_model
+from dream_pyg.training import vote as vote_module
+from dream_pyg.training.run import RunPaths, load_run
+from dream_pyg.training.teacher import teach
+from dream_pyg.training.trainer import train
+from tests.training.runs import assert_same_run, configure
+
+
+def solved(stored, config: TeacherConfig) -> torch.Tensor:
+    """The weights of a teacher (I, I), dense."""
+    model = find_model(config.model["name"])(stored.graph, config.candidates[0])
+    model.fit(stored.graph)
+    weight = model(stored.graph).weight
+    return weight if weight.layout == torch.strided else weight.to_dense()
+
+
+def history(stored) -> torch.Tensor:
+    """What users took in train (U, I)."""
+    user, item = stored.graph[INTERACTS][label_name("train")]
+    taken = torch.zeros(stored.graph["user"].num_nodes, stored.graph["item"].num_nodes)
+    taken[user, item] = 1
+    return taken
+
+
+@pytest.mark.parametrize("name", ["addease", "ease", "itemknn"])
+def test_a_vote_is_the_teachers_strongest_weights_in_units_of_their_spread(stored, name, monkeypatch):
+    config = TeacherConfig(model={"name": name}, vote=0.3, vote_weights=4)
+    monkeypatch.setattr(vote_module, "_BLOCK_SCORES", 200)  # several blocks of columns and of users
+    vote = teach(stored.graph, config).vote
+    weight = solved(stored, config)
+    if name != "itemknn":
+        kept = vote.weights.weight.to_dense() != 0
+        assert (kept.sum(dim=0) == 4).all()
+        size = weight.abs()
+        assert (size.masked_fill(kept, 0).amax(dim=0) <= size.masked_fill(~kept, torch.inf).amin(dim=0)).all()
+        weight = weight * kept
+    scores = history(stored) @ weight
+    expected = scores / scores.std(correction=0)
+    users = torch.arange(len(scores))
+    torch.testing.assert_close(vote.weights.scores(users), expected, rtol=1e-4, atol=1e-5)
+    assert vote.share == 0.3
+
+
+def test_scores_are_the_sum_of_both_whatever_the_scale_of_the_embeddings(stored):
+    vote = teach(stored.graph, TeacherConfig(vote=0.5)).vote
+    users = torch.arange(stored.graph["user"].num_nodes)
+    generator = torch.Generator().manual_seed(0)
+    user, item = (torch.randn(len(nodes), 5, generator=generator) + 0.4 for nodes in (users, stored.item_ids))
+    product = user @ item.T
+    expected = product + 0.5 * product.std(correction=0) * vote.weights.scores(users)
+    voted = vote.beside(Embeddings(user, item))
+    torch.testing.assert_close(voted.scores(users), expected, rtol=1e-4, atol=1e-4)
+    assert (voted.num_users, voted.num_items) == tuple(product.shape)
+    torch.testing.assert_close(
+        vote.beside(Embeddings(7 * user, item)).scores(users), 7 * expected, rtol=1e-4, atol=1e-3
+    )
+    memory = torch.full((3, len(item)), torch.nan)
+    torch.testing.assert_close(voted.scores(users[4:7], memory), expected[4:7], rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_that_tell_nothing_apart_leave_the_vote_without_weight(stored):
+    vote = teach(stored.graph, TeacherConfig(vote=0.5)).vote
+    same = Embeddings(torch.ones(stored.graph["user"].num_nodes, 2), torch.ones(stored.graph["item"].num_nodes, 2))
+    assert vote.beside(same).scores(torch.arange(3)).unique().tolist() == [2.0]
+
+
+def test_a_run_is_chosen_tested_and_opened_with_the_vote(stored, tmp_path):
+    plain = train(configure(stored, "bpr", epochs=2), tmp_path / "plain")
+    config = configure(stored, "bpr", epochs=2, teacher={"share": 0.0, "vote": 1.0, "model": {"l2_weight": 20.0}})
+    voted = train(config, tmp_path / "voted")
+    assert voted.valid_metrics != plain.valid_metrics
+    run = load_run(tmp_path / "voted")
+    for split, expected in (("valid", voted.valid_metrics), ("test", voted.test_metrics)):
+        measured = evaluate(run.scorer(), run.graph, split, ks=(10, 20), metrics=("recall", "ndcg"))
+        assert {name: expected[name] for name in measured} == measured
+    # With a vote and nothing taught, the model itself learns what it learns alone.
+    for voted_rows, plain_rows in zip(run.embeddings(), load_run(tmp_path / "plain").embeddings(), strict=True):
+        if voted.best_epoch == plain.best_epoch:
+            assert torch.equal(voted_rows, plain_rows)
+    assert voted.best_epoch == plain.best_epoch, "the seed no longer shows the above"
+
+
+def test_a_run_with_a_vote_resumes_to_the_same_bits(stored, tmp_path):
+    teacher = {"vote": 0.5, "model": {"name": "itemknn"}}
+    train(configure(stored, "bpr", epochs=2, teacher=teacher), tmp_path / "whole")
+    train(configure(stored, "bpr", epochs=1, teacher=teacher), tmp_path / "parts")
+    train(configure(stored, "bpr", epochs=2, teacher=teacher), tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_without_its_vote_is_refused(stored, tmp_path):
+    train(configure(stored, "bpr", epochs=1, teacher={"vote": 0.5}), tmp_path / "run")
+    paths = RunPaths(tmp_path / "run")
+    paths.config.write_text(paths.config.read_text().replace("vote = 0.5", "vote = 0.6"))
+    with pytest.raises(StoreError, match=r"differs from .*training\.teacher\.vote"):
+        load_run(tmp_path / "run")
+    paths.config.write_text(paths.config.read_text().replace("vote = 0.6", "vote = 0.5"))
+    paths.taught.unlink()
+    with pytest.raises(StoreError, match=r"taught\.safetensors does not exist"):
+        load_run(tmp_path / "run")
