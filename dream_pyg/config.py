@@ -69,7 +69,7 @@ class TeacherConfig(BaseModel):
     """What its scores weigh beside those of the trained model, both in units of their standard deviation; 0 is no
     vote."""
     vote_weights: PositiveInt = 50
-    """How many of its weights the vote keeps for each item, the largest ones; a sparse teacher's are all kept."""
+    """How many of its weights the vote keeps for each item, the largest ones."""
     model: dict[str, Any] = Field(default={}, validate_default=True)
     """``name`` of the teacher, addease unless said otherwise (or ease, itemknn), and its hyper-parameters."""
     l2_weights: tuple[PositiveFloat, ...] = ()

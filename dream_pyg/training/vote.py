@@ -64,9 +64,7 @@ class Vote(NamedTuple):
     @classmethod
     def of(cls, teacher: ItemWeights, config: TeacherConfig) -> Self:
         """The strongest weights of a teacher in all processes, as the first one finds them."""
-        weight = teacher.weight
-        if weight.layout == torch.strided:
-            weight = _strongest(weight, config.vote_weights)
+        weight = _strongest(teacher.weight, config.vote_weights)
         kept = ItemWeights(teacher.history, weight)
         scaled = {**_parts(weight), "weight": weight.values() / _spread_of_sums(kept)}
         said = ranks.first_says({name: part.cpu() for name, part in scaled.items()})
@@ -92,18 +90,34 @@ class Vote(NamedTuple):
 
 
 def _strongest(weight: Tensor, number: int) -> Tensor:
-    """The largest weights in each column of a dense matrix (I, I), by size, in CSR."""
-    num_items = len(weight)
-    rows = [
-        columns.abs().topk(min(number, num_items), dim=0).indices
-        for columns in weight.split(max(1, _BLOCK_SCORES // num_items), dim=1)
-    ]
-    row = torch.cat(rows, dim=1).T.flatten()
-    column = torch.arange(num_items, device=row.device).repeat_interleave(min(number, num_items))
+    """The largest weights in each column of a matrix (I, I), by size, in CSR."""
+    row, column, value = (
+        _largest_of_dense(weight, number) if weight.layout == torch.strided else _largest(weight, number)
+    )
     row, order = torch.sort(row, stable=True)
-    pointer = torch.cat([row.new_zeros(1), torch.bincount(row, minlength=num_items).cumsum(0)])
-    column = column[order]
-    return _assembled({"pointer": pointer, "index": column, "weight": weight[row, column]}, weight.device)
+    pointer = torch.cat([row.new_zeros(1), torch.bincount(row, minlength=len(weight)).cumsum(0)])
+    return _assembled({"pointer": pointer, "index": column[order], "weight": value[order]}, weight.device)
+
+
+def _largest_of_dense(weight: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    num_items = len(weight)
+    number = min(number, num_items)
+    blocks = weight.split(max(1, _BLOCK_SCORES // num_items), dim=1)
+    row = torch.cat([block.abs().topk(number, dim=0).indices for block in blocks], dim=1).T.flatten()
+    column = torch.arange(num_items, device=row.device).repeat_interleave(number)
+    return row, column, weight[row, column]
+
+
+def _largest(weight: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of a matrix in CSR."""
+    num_items = len(weight)
+    row = torch.arange(num_items, device=weight.device).repeat_interleave(weight.crow_indices().diff())
+    order = weight.values().abs().argsort(descending=True, stable=True)
+    column, by_column = weight.col_indices()[order].sort(stable=True)
+    size = torch.bincount(column, minlength=num_items)
+    place = torch.arange(len(column), device=column.device) - (size.cumsum(0) - size)[column]
+    kept = order[by_column][place < number]
+    return row[kept], weight.col_indices()[kept], weight.values()[kept]
 
 
 def _parts(weight: Tensor) -> dict[str, Tensor]:
