@@ -45,11 +45,11 @@ def evaluate(
     that is recommended to anyone. Train items are never ranked. Validation items compete at test, as in every
     published table, unless ``mask_valid``. Several processes rank a share of the users each, and all get the result.
 
-    Users who surely have no hit, see :func:`~dream_pyg.ranking.may_hit`, count without being ranked, unless coverage is
-    asked for: this changes no metric, and takes an eighth of the time.
+    With embeddings alone, users who surely have no hit, see :func:`~dream_pyg.ranking.may_hit`, count without being
+    ranked, unless coverage is asked for: this changes no metric, and takes an eighth of the time.
 
     Args:
-        scorer: What a model made of the graph: its embeddings, or its item weights.
+        scorer: What a model made of the graph: its embeddings, with a vote or not, or its item weights.
         graph: The graph with the labels.
         split: ``"train"``, ``"valid"`` or ``"test"``; on ``"train"`` nothing is masked.
         ks: Cut-offs.

@@ -31,7 +31,7 @@ def rank_blocks(scorer: Scorer, user: Tensor, k: int, seen: UserItems | None = N
     """Rank the whole catalogue for users, a block of users at a time.
 
     Args:
-        scorer: What a model made of the graph: its embeddings, or its item weights.
+        scorer: What a model made of the graph: its embeddings, with a vote or not, or its item weights.
         user: User ids to rank for (N,).
         k: Number of items; the whole catalogue if it is smaller.
         seen: Items to leave out.

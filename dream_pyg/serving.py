@@ -148,9 +148,11 @@ def export_run(
     The directory holds ``embeddings.safetensors`` (tensors ``user`` (U, D) and ``item`` (I, D)) with ``users.parquet``
     and ``items.parquet`` (external ids in row order), or with ``format="parquet"`` the same two tables with a column
     ``embedding`` instead; ``items.faiss``, an inner-product index over the item rows, so that searching it with a user
-    row gives that user's top-k before seen items are left out; and ``export.json``. A teacher's vote, which is no inner
-    product, is left out. The index is exact, or for large catalogues an inverted file that looks at as few of its lists
-    as ``min_recall`` allows; what it finds is stated.
+    row gives that user's top-k before seen items are left out; and ``export.json``. The index is exact, or for large
+    catalogues an inverted file that looks at as few of its lists as ``min_recall`` allows; what it finds is stated.
+
+    A teacher's vote is no inner product and is left out, so that the top-k of a run that has one are not quite those of
+    :func:`recommend_table`; ``export.json`` says so as ``vote_left_out``.
 
     Args:
         run: A finished run.
@@ -197,7 +199,8 @@ def export_run(
             "users": len(user),
             "items": len(item),
             "embedding_dim": item.size(1),
-            "score": "inner product" if run.vote is None else "inner product, without the teacher's vote",
+            "score": "inner product",
+            "vote_left_out": run.vote is not None,
             "index": about,
             "files": {file.name: sha256_file(file) for file in sorted(directory.iterdir())},
         }

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from dream_pyg import MODELS, load_graph, recommend
+from dream_pyg import MODELS, RunConfig, load_graph, recommend, train
 from dream_pyg.cli import main
 from dream_pyg.models.base import Recommender
 from dream_pyg.training.triplets import TripletSampler
@@ -73,11 +73,11 @@ def test_the_readme_lists_every_command():
     assert sorted(listed) == sorted(main.commands)
 
 
-def test_the_readme_lists_the_files_of_stores_and_runs(shop_graph: Path, shop_run: Path):
+def test_the_readme_lists_the_files_of_stores_and_runs(shop_graph: Path, tmp_path: Path):
+    overrides = ["training.epochs=1", "training.device=cpu", "training.teacher={}"]
+    run = train(RunConfig.create(graph=shop_graph, model="bpr", overrides=overrides), tmp_path / "run").run
     listed = set(re.findall(r"^    (?:GRAPH/|RUN/|   )\s+(\S+\.\w+)", README, flags=re.MULTILINE))
-    written = {
-        str(file.relative_to(root)) for root in (shop_graph, shop_run) for file in root.rglob("*") if file.is_file()
-    }
+    written = {str(file.relative_to(root)) for root in (shop_graph, run) for file in root.rglob("*") if file.is_file()}
     assert listed == written
 
 

@@ -150,7 +150,7 @@ def modal_forgetting(run: Run) -> pl.DataFrame:
 
 
 def line_scores(run: Run) -> pl.DataFrame:
-    """How well either line recommends alone, and both together, on test (Figure 5).
+    """How well either line recommends alone, and both together without a teacher's vote, on test (Figure 5).
 
     Args:
         run: A finished run of a model with two lines.
@@ -165,6 +165,7 @@ def line_scores(run: Run) -> pl.DataFrame:
     scores = _test_metrics(run)
     if not set(LINES) <= scores.keys():
         raise ConfigError(_no_lines(run.config.model_name))
+    scores["general"] = scores.get("without_vote", scores["general"])
     rows = [(run.stored.name, line, *(scores[line][metric] for metric in SCORES)) for line in LINES]
     return pl.DataFrame(rows, schema=["dataset", "line", *SCORES], orient="row")
 

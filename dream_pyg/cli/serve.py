@@ -83,7 +83,10 @@ def recommend(
 def export(
     run: Path, out: Path, file_format: str, index: str, min_recall: float, overwrite: bool, graph: Path | None
 ) -> None:
-    """Write embeddings, external ids and a faiss index that answers the same top-k, before seen items are left out."""
+    """Write embeddings, external ids and a faiss index that answers the same top-k, before seen items are left out.
+
+    A teacher's vote is no inner product, and left out: `recommend` has it.
+    """
     info = export_run(
         load_run(run, device="cpu", graph=graph),
         out,
@@ -93,8 +96,8 @@ def export(
         overwrite=overwrite,
     )
     click.echo(f"{info['users']:,} users and {info['items']:,} items x {info['embedding_dim']} written to {out}")
-    if info["score"] != "inner product":
-        click.echo(f"the score is an {info['score']}: `dream-pyg recommend {run}` has that too")
+    if info["vote_left_out"]:
+        click.echo(f"the vote of its teacher is left out; `dream-pyg recommend {run} --out top.parquet` has it")
     if index == "ivf":
         about = info["index"]
         click.echo(

@@ -65,7 +65,7 @@ class Scorer(Protocol):
 
         Args:
             user: User ids (B,).
-            out: Memory that the result may use (B, I).
+            out: Memory that the result may use (B, I), contiguous.
 
         Returns:
             Scores (B, I), for the caller to keep and change.

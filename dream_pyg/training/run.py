@@ -8,6 +8,7 @@ Layout::
     checkpoints/last.pt      everything needed to resume
     checkpoints/best.safetensors   the weights of the best epoch
     checkpoints/epoch-00004.safetensors   the weights after epoch 4, if ``training.keep_every`` asks for them
+    taught.safetensors       what a teacher gave, if there is one
     test_metrics.json        full-ranking metrics of the best epoch, read once
 """
 
@@ -132,8 +133,10 @@ class Run:
 
     @torch.no_grad()
     def lines(self) -> dict[str, Scorer]:
-        """``general`` and, for a model with two lines, ``behavior`` and ``modal`` apart."""
+        """``general``, the same ``without_vote`` if a teacher has one, and of a model with two lines either alone."""
         lines = {"general": self.scorer()}
+        if self.vote is not None:
+            lines["without_vote"] = self.embeddings()
         dual = self.model.dual_representations(self.graph)
         if dual is not None:
             lines |= {"behavior": dual.behavior.detach(), "modal": dual.modal.detach()}
@@ -175,7 +178,7 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
         raise StoreError(f"{path} has no best epoch yet. Continue it with `dream-pyg train --resume --run {path}`.")
     config = RunConfig.load(paths.config)
     info = read_run_info(paths)
-    decisive = ("model.", "num_neighbors:", "training.teacher.")
+    decisive = ("model.", "num_neighbors:", "training.teacher.vote:")
     if changed := [line for line in config.differences(info["config"]) if line.startswith(decisive)]:
         raise StoreError(
             f"{paths.config} differs from what {paths.info.name} records of the training (here = config.toml): "
@@ -195,7 +198,7 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     model = make_model(config, prepared, target)
     load_best(paths, model)
     teacher = teacher_of(config.training, model)
-    vote = Vote.from_tensors(load_tensors(paths.taught)[0], teacher, prepared) if teacher and teacher.vote else None
+    vote = Vote.load(paths.taught, teacher, prepared) if teacher is not None and teacher.vote else None
     return Run(paths, config, stored, prepared, model, vote)
 
 

@@ -66,10 +66,9 @@ class Teaching(NamedTuple):
         Raises:
             StoreError: If it is missing or damaged.
         """
-        tensors = load_tensors(path)[0]
         return cls(
-            TaughtItems.of(tensors["item"], config) if config.share else None,
-            Vote.from_tensors(tensors, config, graph) if config.vote else None,
+            TaughtItems.of(load_tensors(path)[0]["item"], config) if config.share else None,
+            Vote.load(path, config, graph) if config.vote else None,
         )
 
     def save(self, path: Path) -> None:
@@ -91,7 +90,7 @@ def teach(graph: HeteroData, config: TeacherConfig) -> Teaching:
     with torch.no_grad():
         scorer = _solve(graph, config)
         taught = TaughtItems.of(_best_items(scorer, graph, config.num_items), config) if config.share else None
-        return Teaching(taught, Vote.of(scorer, config) if config.vote else None)
+        return Teaching(taught, Vote.of(scorer, config, graph) if config.vote else None)
 
 
 def _best_items(scorer: ItemWeights, graph: HeteroData, number: int) -> Tensor:

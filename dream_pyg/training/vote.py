@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
@@ -11,10 +12,14 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg import ranks
 from dream_pyg.config import TeacherConfig
+from dream_pyg.data.files import load_tensors
+from dream_pyg.errors import StoreError
+from dream_pyg.graph.co_occurrence import highest_of_rows
 from dream_pyg.graph.csr import UserItems
-from dream_pyg.graph.schema import INTERACTS, USER, label_name
+from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.models import Embeddings, ItemWeights
 
+_PARTS = ("pointer", "index", "weight")
 _BLOCK_SCORES = 1 << 22
 """Scores held at a time."""
 _MEASURED_USERS = 1 << 14
@@ -26,6 +31,8 @@ class VotedScores(NamedTuple):
 
     embeddings: Embeddings
     vote: ItemWeights
+    factor: float
+    """Of the vote's scores."""
 
     @property
     def num_users(self) -> int:
@@ -39,11 +46,11 @@ class VotedScores(NamedTuple):
 
     def scores(self, user: Tensor, out: Tensor | None = None) -> Tensor:
         """The sum of both for these users and all items (B, I)."""
-        return self.embeddings.scores(user, out).add_(self.vote.scores(user))
+        return self.embeddings.scores(user, out).add_(self.vote.scores(user), alpha=self.factor)
 
     def detach(self) -> VotedScores:
         """The same without gradients."""
-        return VotedScores(self.embeddings.detach(), self.vote.detach())
+        return VotedScores(self.embeddings.detach(), self.vote.detach(), self.factor)
 
 
 class Vote(NamedTuple):
@@ -52,7 +59,7 @@ class Vote(NamedTuple):
     .. math::
         \mathbf x_u \cdot \mathbf x_i + \omega \, \frac{\sigma_x}{\sigma_y} \, \hat y_{ui}
 
-    where :math:`\sigma` are the standard deviations of both scores over all users and items, so that the share
+    where :math:`\sigma` are the standard deviations of both scores over users and items, so that the share
     :math:`\omega` means the same whatever their scale and however long was trained.
     """
 
@@ -62,72 +69,69 @@ class Vote(NamedTuple):
     """omega."""
 
     @classmethod
-    def of(cls, teacher: ItemWeights, config: TeacherConfig) -> Self:
+    def of(cls, teacher: ItemWeights, config: TeacherConfig, graph: HeteroData) -> Self:
         """The strongest weights of a teacher in all processes, as the first one finds them."""
         weight = _strongest(teacher.weight, config.vote_weights)
-        kept = ItemWeights(teacher.history, weight)
-        scaled = {**_parts(weight), "weight": weight.values() / _spread_of_sums(kept)}
-        said = ranks.first_says({name: part.cpu() for name, part in scaled.items()})
-        return cls(ItemWeights(teacher.history, _assembled(said, weight.device)), config.vote)
+        spread = _spread_of_sums(ItemWeights(teacher.history, weight))
+        tensors = {name: part.cpu() for name, part in _parts(weight).items()}
+        tensors["weight"] /= spread
+        return cls._of(ranks.first_says(tensors), config, graph)
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], config: TeacherConfig, graph: HeteroData) -> Self:
-        """What :meth:`tensors` gave, for the graph that it was made for."""
-        train = graph[INTERACTS][label_name("train")]
-        history = UserItems.from_pairs(train, int(graph[USER].num_nodes))
-        return cls(ItemWeights(history, _assembled(tensors, train.device)), config.vote)
+    def load(cls, path: Path, config: TeacherConfig, graph: HeteroData) -> Self:
+        """From a file with the tensors that :meth:`tensors` gave, for the graph that it was made for.
+
+        Raises:
+            StoreError: If it is missing or damaged, or holds no vote of this graph's items.
+        """
+        tensors, num_items = load_tensors(path)[0], int(graph[ITEM].num_nodes)
+        pointer, index, weight = (tensors.get(name, torch.empty(0)) for name in _PARTS)
+        fits = len(pointer) == num_items + 1 and len(index) == len(weight) == int(pointer[-1])
+        if not fits or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < num_items):
+            raise StoreError(
+                f"{path} holds no vote of a teacher on {num_items:,} items. Restore the file that was written with the "
+                "run, or train anew."
+            )
+        return cls._of(tensors, config, graph)
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], config: TeacherConfig, graph: HeteroData) -> Self:
+        edges = graph[INTERACTS].edge_index.as_tensor()
+        pointer, index, weight = (tensors[name].to(edges.device) for name in _PARTS)
+        size = (len(pointer) - 1, len(pointer) - 1)
+        matrix = torch.sparse_csr_tensor(pointer, index, weight, size, check_invariants=False)
+        history = UserItems.from_pairs(edges, int(graph[USER].num_nodes))
+        return cls(ItemWeights(history, matrix), config.vote)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights as a file keeps them: ``pointer`` (I + 1,), ``index`` and ``weight`` (N,)."""
+        """What a file keeps: where each row of weights begins (I + 1,), and the column and value of each (N,)."""
         return {name: part.cpu() for name, part in _parts(self.weights.weight).items()}
 
     def beside(self, embeddings: Embeddings) -> VotedScores:
         """Its scores and those of embeddings, together."""
-        parts = _parts(self.weights.weight)
-        parts["weight"] = parts["weight"] * (self.share * _spread_of_products(embeddings))
-        weight = _assembled(parts, embeddings.item.device)
-        return VotedScores(embeddings, ItemWeights(self.weights.history, weight))
+        return VotedScores(embeddings, self.weights, self.share * _spread_of_products(embeddings))
 
 
 def _strongest(weight: Tensor, number: int) -> Tensor:
     """The largest weights in each column of a matrix (I, I), by size, in CSR."""
-    row, column, value = (
-        _largest_of_dense(weight, number) if weight.layout == torch.strided else _largest(weight, number)
-    )
-    row, order = torch.sort(row, stable=True)
-    pointer = torch.cat([row.new_zeros(1), torch.bincount(row, minlength=len(weight)).cumsum(0)])
-    return _assembled({"pointer": pointer, "index": column[order], "weight": value[order]}, weight.device)
-
-
-def _largest_of_dense(weight: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
     num_items = len(weight)
-    number = min(number, num_items)
-    blocks = weight.split(max(1, _BLOCK_SCORES // num_items), dim=1)
-    row = torch.cat([block.abs().topk(number, dim=0).indices for block in blocks], dim=1).T.flatten()
-    column = torch.arange(num_items, device=row.device).repeat_interleave(number)
-    return row, column, weight[row, column]
-
-
-def _largest(weight: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of a matrix in CSR."""
-    num_items = len(weight)
-    row = torch.arange(num_items, device=weight.device).repeat_interleave(weight.crow_indices().diff())
-    order = weight.values().abs().argsort(descending=True, stable=True)
-    column, by_column = weight.col_indices()[order].sort(stable=True)
-    size = torch.bincount(column, minlength=num_items)
-    place = torch.arange(len(column), device=column.device) - (size.cumsum(0) - size)[column]
-    kept = order[by_column][place < number]
-    return row[kept], weight.col_indices()[kept], weight.values()[kept]
+    if weight.layout == torch.strided:
+        number = min(number, num_items)
+        blocks = weight.split(max(1, _BLOCK_SCORES // num_items), dim=1)
+        row = torch.cat([block.abs().topk(number, dim=0).indices for block in blocks], dim=1).T.flatten()
+        column = torch.arange(num_items, device=row.device).repeat_interleave(number)
+        value = weight[row, column]
+    else:  # of similarities, none of which is negative
+        row = torch.arange(num_items, device=weight.device).repeat_interleave(weight.crow_indices().diff())
+        column, order = weight.col_indices().sort(stable=True)
+        column, row, value = highest_of_rows(column, row[order], weight.values()[order], number)
+    row, order = row.sort(stable=True)
+    pointer = torch.cat([row.new_zeros(1), torch.bincount(row, minlength=num_items).cumsum(0)])
+    return torch.sparse_csr_tensor(pointer, column[order], value[order], (num_items, num_items), check_invariants=False)
 
 
 def _parts(weight: Tensor) -> dict[str, Tensor]:
-    return {"pointer": weight.crow_indices(), "index": weight.col_indices(), "weight": weight.values()}
-
-
-def _assembled(parts: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    num_items = len(parts["pointer"]) - 1
-    pointer, index, weight = (parts[name].to(device) for name in ("pointer", "index", "weight"))
-    return torch.sparse_csr_tensor(pointer, index, weight, (num_items, num_items), check_invariants=False)
+    return dict(zip(_PARTS, (weight.crow_indices(), weight.col_indices(), weight.values()), strict=True))
 
 
 def _spread_of_sums(scorer: ItemWeights) -> float:
@@ -143,8 +147,14 @@ def _spread_of_sums(scorer: ItemWeights) -> float:
 
 
 def _spread_of_products(embeddings: Embeddings) -> float:
-    """The standard deviation of the inner products of all users with all items, from their moments."""
-    user, item = embeddings.detach()
-    mean = float(user.mean(dim=0).double() @ item.mean(dim=0).double())
-    squares = float((user.T @ user).double().mul_((item.T @ item).double()).sum()) / (len(user) * len(item))
-    return max(squares - mean**2, 0.0) ** 0.5
+    """The standard deviation of the inner products of all users with all items, from the moments of either."""
+    (user_mean, user), (item_mean, item) = (_moments(rows.detach()) for rows in embeddings)
+    variance = (user * item).sum() + user_mean @ item @ user_mean + item_mean @ user @ item_mean
+    return float(variance) ** 0.5
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of rows (D,) and their covariance (D, D), in float64."""
+    mean = rows.mean(dim=0)
+    centred = rows - mean
+    return mean.double(), (centred.T @ centred).double() / len(rows)

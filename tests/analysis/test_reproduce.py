@@ -93,7 +93,15 @@ def test_the_table_of_accuracy_has_groups_and_each_addition_taken_away(baby: Pat
     assert list(configs) == ["lightgcn", "lightgcn_taught", "paper", "best", *reproduction.BEST_WITHOUT]
     assert "teacher" not in configs["lightgcn"]["training"]
     assert configs["lightgcn_taught"]["training"]["teacher"] == configs["best"]["training"]["teacher"]
-    assert configs["best_without_teacher"]["training"]["teacher"]["share"] == 0
+    asked = {
+        key: tuple(config["training"]["teacher"][of] > 0 for of in ("share", "vote"))
+        for key, config in configs.items()
+        if key.startswith("best")
+    }
+    assert asked["best"] == asked["best_without_co_occurrence"] == asked["best_with_user_graphs"] == (True, True)
+    assert asked["best_without_vote"] == (True, False)
+    assert asked["best_untaught"] == (False, True)
+    assert asked["best_without_teacher"] == (False, False)
     assert (
         configs["best_with_user_graphs"]["model"]["user_modal"]
         == "user_graph"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from dream_pyg.config import TeacherConfig
+from dream_pyg.data.files import load_tensors, read_json, save_tensors
 from dream_pyg.errors import StoreError
 from dream_pyg.evaluation import evaluate
-from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.graph.schema import INTERACTS, ITEM, USER, label_name
 from dream_pyg.models import Embeddings, find_model
 from dream_pyg.training import vote as vote_module
 from dream_pyg.training.run import RunPaths, load_run
-from dream_pyg.training.teacher import teach
+from dream_pyg.training.teacher import Teaching, teach
 from dream_pyg.training.trainer import train
 from tests.training.runs import assert_same_run, configure
+
+NODES = (USER, ITEM)
 
 
 def solved(stored, config: TeacherConfig) -> torch.Tensor:
@@ -68,10 +73,35 @@ def test_scores_are_the_sum_of_both_whatever_the_scale_of_the_embeddings(stored)
     torch.testing.assert_close(voted.scores(users[4:7], memory), expected[4:7], rtol=1e-4, atol=1e-4)
 
 
-def test_embeddings_that_tell_nothing_apart_leave_the_vote_without_weight(stored):
+@pytest.mark.parametrize("value", [1.0, 0.37])
+def test_embeddings_that_tell_nothing_apart_leave_the_vote_without_weight(stored, value):
     vote = teach(stored.graph, TeacherConfig(vote=0.5)).vote
-    same = Embeddings(torch.ones(stored.graph["user"].num_nodes, 2), torch.ones(stored.graph["item"].num_nodes, 2))
-    assert vote.beside(same).scores(torch.arange(3)).unique().tolist() == [2.0]
+    users, items = stored.graph["user"].num_nodes, stored.graph["item"].num_nodes
+    voted = vote.beside(Embeddings(torch.full((users, 3), value), torch.full((items, 3), value)))
+    assert voted.factor < 1e-6
+
+
+def test_a_vote_far_from_zero_is_weighed_by_spread_alone(stored):
+    vote = teach(stored.graph, TeacherConfig(vote=1.0)).vote
+    generator = torch.Generator().manual_seed(0)
+    user, item = (30 + 0.1 * torch.randn(stored.graph[node].num_nodes, 4, generator=generator) for node in NODES)
+    expected = (user.double() @ item.double().T).std(correction=0).item()
+    assert vote.beside(Embeddings(user, item)).factor == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["addease", "itemknn"])
+def test_a_vote_from_its_file_scores_the_same_bits(stored, tmp_path, name):
+    config = TeacherConfig(vote=0.5, model={"name": name})
+    # Users took items in another order than that of their ids.
+    graph = copy.copy(stored.graph)
+    label = graph[INTERACTS][label_name("train")]
+    graph[INTERACTS][label_name("train")] = label[:, torch.randperm(label.size(1), generator=torch.manual_seed(0))]
+    teaching = teach(graph, config)
+    teaching.save(tmp_path / "taught.safetensors")
+    again = Teaching.load(tmp_path / "taught.safetensors", config, graph)
+    users = torch.arange(graph["user"].num_nodes)
+    assert torch.equal(again.vote.weights.scores(users), teaching.vote.weights.scores(users))
+    assert torch.equal(again.taught.item, teaching.taught.item)
 
 
 def test_a_run_is_chosen_tested_and_opened_with_the_vote(stored, tmp_path):
@@ -84,10 +114,12 @@ def test_a_run_is_chosen_tested_and_opened_with_the_vote(stored, tmp_path):
         measured = evaluate(run.scorer(), run.graph, split, ks=(10, 20), metrics=("recall", "ndcg"))
         assert {name: expected[name] for name in measured} == measured
     # With a vote and nothing taught, the model itself learns what it learns alone.
+    assert voted.best_epoch == plain.best_epoch
     for voted_rows, plain_rows in zip(run.embeddings(), load_run(tmp_path / "plain").embeddings(), strict=True):
-        if voted.best_epoch == plain.best_epoch:
-            assert torch.equal(voted_rows, plain_rows)
-    assert voted.best_epoch == plain.best_epoch, "the seed no longer shows the above"
+        assert torch.equal(voted_rows, plain_rows)
+    lines = read_json(RunPaths(tmp_path / "voted").test_metrics)["lines"]
+    assert lines["without_vote"] == read_json(RunPaths(tmp_path / "plain").test_metrics)["lines"]["general"]
+    assert lines["general"] == voted.test_metrics
 
 
 def test_a_run_with_a_vote_resumes_to_the_same_bits(stored, tmp_path):
@@ -101,10 +133,28 @@ def test_a_run_with_a_vote_resumes_to_the_same_bits(stored, tmp_path):
 def test_a_run_without_its_vote_is_refused(stored, tmp_path):
     train(configure(stored, "bpr", epochs=1, teacher={"vote": 0.5}), tmp_path / "run")
     paths = RunPaths(tmp_path / "run")
-    paths.config.write_text(paths.config.read_text().replace("vote = 0.5", "vote = 0.6"))
+    written = paths.config.read_text()
+    paths.config.write_text(written.replace("vote = 0.5", "vote = 0.6"))
     with pytest.raises(StoreError, match=r"differs from .*training\.teacher\.vote"):
         load_run(tmp_path / "run")
-    paths.config.write_text(paths.config.read_text().replace("vote = 0.6", "vote = 0.5"))
+    paths.config.write_text(written)
+    vote = load_run(tmp_path / "run").vote.tensors()
+    fewer = {"pointer": vote["pointer"][:-1], "index": vote["index"], "weight": vote["weight"]}
+    elsewhere = {**vote, "index": vote["index"] + 1000}
+    for tensors in ({"item": torch.zeros(2, 2)}, fewer, elsewhere, {**vote, "weight": vote["weight"][1:]}):
+        save_tensors(paths.taught, tensors)
+        with pytest.raises(StoreError, match=r"taught\.safetensors holds no vote of a teacher on \d+ items"):
+            load_run(tmp_path / "run")
     paths.taught.unlink()
     with pytest.raises(StoreError, match=r"taught\.safetensors does not exist"):
         load_run(tmp_path / "run")
+
+
+def test_an_export_leaves_the_vote_out_and_says_so(command, stored, tmp_path):
+    train(configure(stored, "bpr", epochs=1, teacher={"vote": 0.5}), tmp_path / "voted")
+    result = command("export", tmp_path / "voted", "--out", tmp_path / "shipped")
+    assert "the vote of its teacher is left out" in result.stdout
+    info = read_json(tmp_path / "shipped" / "export.json")
+    assert info["vote_left_out"] is True
+    user, _ = load_run(tmp_path / "voted").embeddings()
+    assert torch.equal(load_tensors(tmp_path / "shipped" / "embeddings.safetensors")[0]["user"], user)
