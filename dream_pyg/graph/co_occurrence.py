@@ -10,6 +10,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 from torch_geometric.utils import softmax
 
+from dream_pyg.graph.csr import row_pointer
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 
 _BLOCK_PAIRS = 1 << 24
@@ -104,7 +105,7 @@ def co_occurrence_blocks(
     paths = torch.bincount(row, torch.bincount(column, minlength=size[1])[column].double(), minlength=size[0])
     block_of_row = paths.cumsum(0).div(_BLOCK_PAIRS, rounding_mode="floor").long()
     _, block_sizes = block_of_row.unique_consecutive(return_counts=True)
-    pointer = torch.cat([row.new_zeros(1), torch.bincount(row, minlength=size[0]).cumsum(0)])
+    pointer = row_pointer(torch.bincount(row, minlength=size[0]))
     start = 0
     for count in block_sizes.tolist():
         entries = slice(int(pointer[start]), int(pointer[start + count]))

@@ -37,6 +37,11 @@ def csr_product(pointer: Tensor, index: Tensor, value: Tensor | None, size: tupl
     return torch.sparse.mm(matrix, x.contiguous(), "sum")
 
 
+def row_pointer(count: Tensor) -> Tensor:
+    """Where each row of a CSR matrix begins and the last ends (N + 1,), from the number of entries of each (N,)."""
+    return torch.cat([count.new_zeros(1), count.cumsum(0)])
+
+
 def row_entries(pointer: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     """Where the entries of some rows of a CSR matrix lie.
 
@@ -58,7 +63,7 @@ def take_rows(pointer: Tensor, index: Tensor, row: Tensor) -> tuple[Tensor, Tens
     """Some rows (B,) of a CSR matrix, given by its pattern, as the pattern of a matrix of their own."""
     count = pointer[row + 1] - pointer[row]
     _, entry = row_entries(pointer, row)
-    return torch.cat([count.new_zeros(1), count.cumsum(0)]), index[entry]
+    return row_pointer(count), index[entry]
 
 
 class UserItems(NamedTuple):
@@ -71,8 +76,7 @@ class UserItems(NamedTuple):
     def from_pairs(cls, pairs: Tensor, num_users: int) -> Self:
         """From user-item pairs (2, E) in any order."""
         user, order = torch.sort(pairs[0], stable=True)
-        count = torch.bincount(user, minlength=num_users)
-        return cls(torch.cat([count.new_zeros(1), count.cumsum(0)]), pairs[1][order])
+        return cls(row_pointer(torch.bincount(user, minlength=num_users)), pairs[1][order])
 
     def coordinates(self, user: Tensor) -> tuple[Tensor, Tensor]:
         """Row (position in ``user``, ascending) and item of everything these users have, each (S,)."""

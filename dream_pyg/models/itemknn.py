@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.co_occurrence import item_co_occurrence
+from dream_pyg.graph.csr import row_pointer
 from dream_pyg.models.base import ClosedForm, ItemWeights, model_config
 
 
@@ -65,6 +66,5 @@ class ItemKNN(ClosedForm):
         )
         taken, scored = edge_index.as_tensor()
         order = torch.argsort(taken, stable=True)
-        count = torch.bincount(taken, minlength=self.num_items)
-        self.pointer = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        self.pointer = row_pointer(torch.bincount(taken, minlength=self.num_items))
         self.index, self.value = scored[order], similarity[order].to(self.value.dtype)

@@ -38,7 +38,7 @@ from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name,
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import MODELS, Embeddings, Recommender, Scorer, find_model
 from dream_pyg.nn.tables import sharded_tables
-from dream_pyg.training.vote import Vote
+from dream_pyg.training.vote import Vote, VotedScores
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,10 @@ class Run:
     @torch.no_grad()
     def lines(self) -> dict[str, Scorer]:
         """``general``, the same ``without_vote`` if a teacher has one, and of a model with two lines either alone."""
-        lines = {"general": self.scorer()}
-        if self.vote is not None:
-            lines["without_vote"] = self.embeddings()
+        scorer = self.scorer()
+        lines = {"general": scorer}
+        if isinstance(scorer, VotedScores):
+            lines["without_vote"] = scorer.embeddings
         dual = self.model.dual_representations(self.graph)
         if dual is not None:
             lines |= {"behavior": dual.behavior.detach(), "modal": dual.modal.detach()}

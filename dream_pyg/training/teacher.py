@@ -66,9 +66,10 @@ class Teaching(NamedTuple):
         Raises:
             StoreError: If it is missing or damaged.
         """
+        tensors = load_tensors(path)[0]
         return cls(
-            TaughtItems.of(load_tensors(path)[0]["item"], config) if config.share else None,
-            Vote.load(path, config, graph) if config.vote else None,
+            TaughtItems.of(tensors["item"], config) if config.share else None,
+            Vote.restore(tensors, path, config, graph) if config.vote else None,
         )
 
     def save(self, path: Path) -> None:

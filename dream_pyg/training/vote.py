@@ -15,7 +15,7 @@ from dream_pyg.config import TeacherConfig
 from dream_pyg.data.files import load_tensors
 from dream_pyg.errors import StoreError
 from dream_pyg.graph.co_occurrence import highest_of_rows
-from dream_pyg.graph.csr import UserItems
+from dream_pyg.graph.csr import UserItems, row_pointer
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.models import Embeddings, ItemWeights
 
@@ -84,7 +84,16 @@ class Vote(NamedTuple):
         Raises:
             StoreError: If it is missing or damaged, or holds no vote of this graph's items.
         """
-        tensors, num_items = load_tensors(path)[0], int(graph[ITEM].num_nodes)
+        return cls.restore(load_tensors(path)[0], path, config, graph)
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], path: Path, config: TeacherConfig, graph: HeteroData) -> Self:
+        """From what was loaded of such a file.
+
+        Raises:
+            StoreError: If it is no vote of this graph's items.
+        """
+        num_items = int(graph[ITEM].num_nodes)
         pointer, index, weight = (tensors.get(name, torch.empty(0)) for name in _PARTS)
         fits = len(pointer) == num_items + 1 and len(index) == len(weight) == int(pointer[-1])
         if not fits or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < num_items):
@@ -126,7 +135,7 @@ def _strongest(weight: Tensor, number: int) -> Tensor:
         column, order = weight.col_indices().sort(stable=True)
         column, row, value = highest_of_rows(column, row[order], weight.values()[order], number)
     row, order = row.sort(stable=True)
-    pointer = torch.cat([row.new_zeros(1), torch.bincount(row, minlength=num_items).cumsum(0)])
+    pointer = row_pointer(torch.bincount(row, minlength=num_items))
     return torch.sparse_csr_tensor(pointer, column[order], value[order], (num_items, num_items), check_invariants=False)
 
 
