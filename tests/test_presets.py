@@ -90,7 +90,11 @@ def test_a_resolved_configuration_hides_the_preset(preset: Path, tmp_path: Path)
             "dream",
             "Unknown preset 'babi'; expected one of baby, best, paper, tiktok, or the path of a .toml file. Did you",
         ),
-        ("baby", "drem", "it has dream, bpr, bm3, mgcn, vbpr, dualgnn. Did you mean 'dream'? Train without --preset"),
+        (
+            "baby",
+            "drem",
+            "it has dream, bpr, bm3, mgcn, vbpr, dualgnn, mmgcn. Did you mean 'dream'? Train without --preset",
+        ),
         ("baby", "popularity", "The preset 'baby' has nothing for model 'popularity'"),
         ("elsewhere/nothing.toml", "dream", "Unknown preset 'elsewhere/nothing.toml'"),
     ],

@@ -47,9 +47,10 @@ class MMGCN(Recommender):
         Fidelity: aggregation, both combinations and BPR are EXACT; biases, unit rows before the first layer, three
         layers, a width of 256 before them and the mean over modalities, which the paper sums, follow MMRec's
         implementation. That one means to add but tests a string that is always true, so tables made with it
-        concatenate (``combination="concat"``); it also never trains ID embeddings and preferences, which the paper
-        does, as here. CHOSEN: every modality is projected to that width, there only images; L2 is on the batch's ID
-        embeddings and preferences, per example; the row of an item that lacks a modality begins as zero.
+        concatenate (``combination="concat"``); it also leaves ID embeddings and preferences as they begin
+        (``train_embeddings=False``), which the paper trains, as here. CHOSEN: every modality is projected to that
+        width, there only images; L2 is on the batch's ID embeddings and preferences, per example; the row of an item
+        that lacks a modality begins as zero.
     """
 
     @model_config
@@ -63,8 +64,10 @@ class MMGCN(Recommender):
         """Hops over the user-item graph in each modality."""
         combination: Literal["add", "concat"] = "add"
         """Whether neighbours and the node's own state are added (Eq. 7) or concatenated (Eq. 6)."""
+        train_embeddings: bool = True
+        """Whether ID embeddings and preferences are trained, or stay the random numbers that they begin as."""
         l2_weight: NonNegativeFloat = 1e-4
-        """Weight of the L2 term on the batch's ID embeddings and preferences."""
+        """Weight of the L2 term on the batch's ID embeddings and preferences, where these are trained."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
 
@@ -82,6 +85,8 @@ class MMGCN(Recommender):
         self.preferences = nn.ParameterDict(
             {modality: xavier_embedding(self.num_users, latent) for modality in modalities}
         )
+        for embedding in (self.user_embedding, self.item_embedding, *self.preferences.values()):
+            embedding.requires_grad_(self.config.train_embeddings)
         widths = [latent, *[dim] * (self.config.num_layers - 1)]
         self.layers = nn.ModuleDict(
             {modality: nn.ModuleList(ModalLayer(width, dim, concat) for width in widths) for modality in modalities}
@@ -104,12 +109,12 @@ class MMGCN(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR on the representations, L2 on the batch's free embeddings."""
         user, item = self(graph)
+        terms = {"bpr": bpr_loss(user[batch.user], *batch.split_items(item))}
+        if not self.config.train_embeddings:
+            return terms
         free = [self.user_embedding[batch.user], *batch.split_items(self.item_embedding)]
         free += [preference[batch.user] for preference in self.preferences.values()]
-        return {
-            "bpr": bpr_loss(user[batch.user], *batch.split_items(item)),
-            "l2": self.config.l2_weight * l2_loss(*free),
-        }
+        return terms | {"l2": self.config.l2_weight * l2_loss(*free)}
 
 
 class ModalLayer(nn.Module):

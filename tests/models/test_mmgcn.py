@@ -87,6 +87,23 @@ def test_embeddings_losses_and_gradients_are_the_equations(name, num_modalities)
     assert_terms_and_gradients(model, model.loss(graph, batch), lambda p: oracle.terms(p, batch))
 
 
+def test_embeddings_that_are_not_trained_get_no_gradient_and_change_no_other():
+    graph = in_double(build_graph(random_dataset(), num_neighbors=2))
+    trained, fixed = (double_model(MMGCN, graph, latent_dim=4, train_embeddings=choice) for choice in (True, False))
+    fixed.load_state_dict(trained.state_dict())
+    batch = some_triplets(graph)
+    for model in (trained, fixed):
+        model.loss(graph, batch)["bpr"].backward()
+    assert list(fixed.loss(graph, batch)) == ["bpr"]
+    of_fixed = dict(fixed.named_parameters())
+    for name, parameter in trained.named_parameters():
+        if name in ("user_embedding", "item_embedding") or name.startswith("preferences"):
+            assert parameter.grad is not None
+            assert of_fixed[name].grad is None
+        else:
+            assert torch.equal(parameter.grad, of_fixed[name].grad)
+
+
 def test_the_length_of_a_preference_does_not_matter():
     graph = in_double(build_graph(random_dataset(), num_neighbors=2))
     model = double_model(MMGCN, graph, embedding_dim=3, latent_dim=4, num_layers=1)
