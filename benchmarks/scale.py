@@ -5,7 +5,7 @@
 For each number of items I: 2 I users, 20 I interactions with power laws on both sides, two modalities of 384 features
 in float16. The stages are commands of the package, each a process of its own: `build-graph`, `train` on sampled graphs
 for a number of steps after which it validates, `evaluate` on a sample of users, `export` with an approximate index.
-What is there already is not made again, so an interrupted measurement goes on.
+What was measured already is not measured again, so an interrupted measurement goes on with the stage that it was in.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -73,15 +74,13 @@ def run_stage(arguments: list[str], log: Path) -> dict[str, float]:
 def measure(directory: Path, num_items: int, options: argparse.Namespace) -> dict[str, Any]:
     """All stages of one size."""
     result_file = directory / f"result-{options.steps}.json"
-    if result_file.is_file():
-        return dict(json.loads(result_file.read_text()))
     if not (directory / "dataset.toml").is_file():
         generate(directory, num_items)
     graph, run = directory / "graph", directory / f"run-{options.steps}"
     users = str(options.eval_users)
     stages = {
         "build-graph": [
-            *("build-graph", str(directory), "-k", "10", "--out", str(graph)),
+            *("build-graph", str(directory), "-k", "10", "--out", str(graph), "--overwrite"),
             *(["--no-user-graphs"] if options.no_user_graphs else []),
         ],
         "train": [
@@ -96,8 +95,14 @@ def measure(directory: Path, num_items: int, options: argparse.Namespace) -> dic
         "export": ["export", str(run), "--out", str(directory / "shipped"), "--index", "ivf", "--overwrite"],
     }  # fmt: skip
     result: dict[str, Any] = {"items": num_items, "users": 2 * num_items, "interactions": 20 * num_items}
+    if result_file.is_file():
+        result = json.loads(result_file.read_text())
     for stage, arguments in stages.items():
-        result[stage] = run_stage(arguments, directory / f"{stage}.log")
+        if stage not in result:
+            if stage == "train":
+                shutil.rmtree(run, ignore_errors=True)
+            result[stage] = run_stage(arguments, directory / f"{stage}.log")
+            write_json(result_file, result)
         print(f"{num_items:>9,} {stage:<12} " + "  ".join(f"{key} {value:.1f}" for key, value in result[stage].items()))
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     # The first epoch reads the features from disk.

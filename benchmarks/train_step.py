@@ -38,7 +38,7 @@ from dream_pyg.data.files import write_json
 from dream_pyg.data.interactions import TEST, TRAIN, VALID, Interactions
 from dream_pyg.graph.processor import has_bfloat16_units
 from dream_pyg.graph.schema import INTERACTS, ITEM, REV_INTERACTS, USER, feature_name, knn_edge
-from dream_pyg.nn.alignment import info_nce
+from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.losses import bpr_loss, l2_loss
 from dream_pyg.nn.user_features import mean_over_items
 from dream_pyg.training.run import prepare_graph
@@ -205,10 +205,17 @@ Step = Callable[[Batch], None]
 
 
 def our_step(model: Recommender, graph: HeteroData) -> Step:
-    """What the trainer does with a batch."""
-    return _step(
+    """What the trainer does with a batch, deterministic as there; others need not be."""
+    step = _step(
         model.parameters(), lambda batch: torch.stack(list(model.loss(graph, batch).values())).sum(), fused=True
     )
+
+    def deterministic(batch: Batch) -> None:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        step(batch)
+        torch.use_deterministic_algorithms(False)
+
+    return deterministic
 
 
 def plain_step(plain: PlainDREAM) -> Step:
@@ -289,7 +296,6 @@ class Part(NamedTuple):
     forward_work: Work
     backward_work: Work
     precision: str = "float32"
-    times: int = 1
 
     def measure(self, rates: Rates, repetitions: int) -> dict[str, float]:
         """Milliseconds forward and backward, and the least possible."""
@@ -303,9 +309,9 @@ class Part(NamedTuple):
             if self.inputs:
                 torch.autograd.grad(output, self.inputs, gradient)
             seconds[1].append(time.perf_counter() - started)
-        forward, backward = (1e3 * self.times * statistics.median(values) for values in seconds)
+        forward, backward = (1e3 * statistics.median(values) for values in seconds)
         least = sum(work.seconds(rates, self.precision) for work in (self.forward_work, self.backward_work))
-        return {"forward": forward, "backward": backward, "least": 1e3 * self.times * least}
+        return {"forward": forward, "backward": backward, "least": 1e3 * least}
 
 
 def parts_of(model: DREAM, graph: HeteroData, batch: Batch) -> list[Part]:
@@ -337,23 +343,36 @@ def parts_of(model: DREAM, graph: HeteroData, batch: Batch) -> list[Part]:
         return torch.cat([gate(rows, table) for gate, *two in parts for rows, table in zip(two, both, strict=True)])
 
     filtered = [leaf(rows) for rows in filter_both().split([model.num_users, model.num_items] * len(modalities))]
-    nodes = [(node, modality) for modality in modalities for node in (USER, ITEM)]
 
     def convolve() -> Tensor:
-        pairs = zip(nodes, filtered, strict=True)
-        return torch.cat([model._convolve(graph, *place, rows, True) for place, rows in pairs])
+        by_node = (USER, filtered[::2]), (ITEM, filtered[1::2])
+        return torch.cat([model._fuse(graph, node, dict(zip(modalities, rows, strict=True))) for node, rows in by_node])
 
     behavior, modal = (Embeddings(*map(leaf, line)) for line in model.dual_representations(graph))
+    users, user_row = torch.unique(batch.user, return_inverse=True)
+    items, item_row = torch.unique(batch.pos_item, return_inverse=True)
 
     def gather() -> Tensor:
-        users = [table[batch.user] for table in (behavior.user, modal.user, model.user_embedding)]
-        items = [rows for table in (behavior.item, modal.item, both[1]) for rows in batch.split_items(table)]
-        return torch.cat(users + items)
+        of_users = behavior.user[users], modal.user[users]
+        of_items = behavior.item[items], modal.item[items]
+        negative = behavior.item[batch.neg_item] + modal.item[batch.neg_item]
+        triplets = sum(of_users)[user_row], sum(of_items)[item_row], negative
+        return torch.cat([*of_users, *of_items, *triplets, both[0][batch.user], *batch.split_items(both[1])])
 
-    rows = [leaf(part) for part in gather().split(size)]
-    unit = [leaf(F.normalize(part)) for part in rows]
+    sizes = [len(users)] * 2 + [len(items)] * 2 + [size] * 6
+    user_behavior, user_modal, item_behavior, item_modal, *of_batch = map(leaf, gather().split(sizes))
+
+    def align() -> Tensor:
+        terms = model.alignment(
+            user_behavior, item_behavior, user_modal, item_modal, user_row=user_row, item_row=item_row
+        )
+        return torch.stack(list(terms.values()))
+
+    def follow_signal() -> Tensor:
+        of_users = model._signal(graph, USER, users, user_modal[user_row], user_row)
+        return of_users + model._signal(graph, ITEM, items, item_modal[item_row], item_row)
+
     rounded = torch.bfloat16 if has_bfloat16_units(torch.device("cpu")) else torch.float32
-    users, items = torch.unique(batch.user), torch.unique(batch.pos_item)
     (pointer, _), _ = graph[REV_INTERACTS].edge_index.get_csc()
     in_batch, summed = len(users) + len(items), int((pointer[users + 1] - pointer[users]).sum()) + len(items)
     parameters = [leaf(parameter) for parameter in model.parameters()]
@@ -366,29 +385,31 @@ def parts_of(model: DREAM, graph: HeteroData, batch: Batch) -> list[Part]:
         return parameters[0]
 
     table = num_nodes * row
-    edges = sum(graph[knn_edge(*place)].edge_index.size(1) for place in nodes)
+    edges = sum(graph[knn_edge(node, modality)].edge_index.size(1) for node in (USER, ITEM) for modality in modalities)
     product = Work(2 * model.num_items * num_features * width, item_size * model.num_items * num_features)
     mean = Work(cache=len(modalities) * (num_pairs + num_nodes) * row)
     line = Work(cache=model.config.num_layers * (2 * num_pairs * row + table))
     relations = Work(cache=edges * row + len(modalities) * table)
-    square, batch_rows = 2 * size * size * width, 9 * size * row
-    buffer, rounded_name = size * size * rounded.itemsize, str(rounded).removeprefix("torch.")
+    gathered, read_rows = sum(sizes) * row, (2 * in_batch + 7 * size) * row
+    entries = (len(users) + len(items)) ** 2  # of all four: users and items with each other twice, and with themselves
+    buffer, rounded_name = entries * rounded.itemsize, str(rounded).removeprefix("torch.")
     signal = 2 * in_batch * num_features * width
     read = item_size * (summed + in_batch) * num_features
     return [
         Part("projection of features", project, [gate.weight for gate in gates], product, product, precision),
         Part("users' means", average, projected, mean, mean),
         Part("filter gates", filter_both, [*both, *means, *projected], Work(cache=6 * table), Work(cache=10 * table)),
-        Part("behavior line", lambda: torch.cat(model.behavior_line(graph)), both, line, line),
+        Part("behavior line", lambda: torch.cat(
+            propagate_interactions(model.propagation, graph, *both, model.config.num_layers)), both, line, line),
         Part("relation graphs", convolve, filtered, relations, relations),
         Part("gathers", gather, [*behavior, *modal, *both],
-             Work(cache=2 * batch_rows), Work(cache=3 * table + batch_rows)),
-        Part("InfoNCE, all four", lambda: info_nce(unit[0], unit[3], 0.2, dtype=rounded), [unit[0], unit[3]],
-             Work(square, cache=4 * buffer), Work(2 * square, cache=2 * buffer), rounded_name, 4),
-        Part("signal", lambda: model._signal(graph, batch, rows[1], rows[5]), [rows[1], rows[5]],
+             Work(cache=read_rows + gathered), Work(cache=3 * table + gathered)),
+        Part("InfoNCE, all four", align, [user_behavior, item_behavior, user_modal, item_modal],
+             Work(2 * entries * width, cache=4 * buffer), Work(4 * entries * width, cache=2 * buffer), rounded_name),
+        Part("signal", follow_signal, [user_modal, item_modal],
              Work(signal, read), Work(signal, item_size * in_batch * num_features), precision),
-        Part("BPR, L2", lambda: bpr_loss(rows[0], rows[3], rows[4]) + l2_loss(rows[2], *rows[7:]),
-             [rows[0], *rows[2:5], *rows[7:]], Work(cache=batch_rows), Work(cache=2 * batch_rows)),
+        Part("BPR, L2", lambda: bpr_loss(*of_batch[:3]) + l2_loss(*of_batch[3:]), of_batch,
+             Work(cache=6 * size * row), Work(cache=12 * size * row)),
         Part("Adam", adam, [], Work(memory=28 * sum(parameter.numel() for parameter in parameters)), Work()),
     ]  # fmt: skip
 
@@ -451,9 +472,7 @@ def main() -> None:
 
     raw = load_graph(arguments.graph).graph if arguments.graph else make_graph()
     graph, rounded = (prepare_graph(raw, torch.device("cpu"), None, kind) for kind in ("float32", "bfloat16"))
-    # As the trainer has it.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as the trainer has it
 
     def make(model: type[Recommender], graph: HeteroData, **options: Any) -> Any:
         torch.manual_seed(0)

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
-from dream_pyg.graph.processor import processor_name
+from dream_pyg.graph.processor import has_bfloat16_units, has_int8_units, processor_name
 
 _PACKAGES = ("dream-pyg", "numpy", "torch", "faiss-cpu", "scikit-learn", "pynndescent", "hnswlib", "usearch")
+_UNITS = {"bfloat16": has_bfloat16_units, "int8": has_int8_units}
 
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory, versions and date; nothing that names the host."""
     return {
         "processor": processor_name(),
+        "units": [name for name, has in _UNITS.items() if has(torch.device("cpu"))],
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "python": platform.python_version(),

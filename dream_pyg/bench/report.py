@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dream_pyg.bench.graph import Conditions
 from dream_pyg.bench.plots import plot_workload
@@ -28,8 +29,8 @@ def to_markdown(log: RunLog, workloads: Sequence[Workload], results: Sequence[Re
     lines = [
         "# All-kNN construction",
         "",
-        f"{machine['processor']}, {machine['cores']} cores, {conditions.threads} threads, {machine['memory_gb']} GB; "
-        f"{machine['date']}; Python {machine['python']}, {versions}.",
+        f"{machine['processor']}{_units(machine)}, {machine['cores']} cores, {conditions.threads} threads, "
+        f"{machine['memory_gb']} GB; {machine['date']}; Python {machine['python']}, {versions}.",
         f"Products of two {'{0} x {0}'.format(_gemm_size(log))} matrices: {rates} GFLOP/s.",
         "",
         f"K = {conditions.num_neighbors} by cosine, {repetitions} in fresh processes, taking turns; "
@@ -49,6 +50,12 @@ def to_markdown(log: RunLog, workloads: Sequence[Workload], results: Sequence[Re
         here = [result for result in results if (result.workload, result.num_rows) == (workload, num_rows)]
         lines += [_line(_cells(result)) for result in sorted(here, key=_by_time)]
     return "\n".join(lines) + "\n"
+
+
+def _units(machine: Mapping[str, Any]) -> str:
+    if "units" not in machine:  # which older measurements do not say
+        return ""
+    return f" with units for {' and '.join(machine['units']) or 'float32 alone'}"
 
 
 def _origin(workload: Workload) -> str:

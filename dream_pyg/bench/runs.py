@@ -14,7 +14,8 @@ Run = dict[str, Any]
 """A ``key``, a ``status``, and what was measured."""
 
 _SETTLED = ("done", "out of memory")
-_SAME_MACHINE = ("processor", "cores")
+_SAME_MACHINE = ("processor", "units", "cores")
+"""Of these an earlier measurement may have noted only some."""
 
 
 class RunLog:
@@ -74,7 +75,7 @@ class RunLog:
 
     def _check(self, earlier: Mapping[str, Any]) -> None:
         for name in _SAME_MACHINE:
-            if earlier.get(name) != self.machine.get(name):
+            if name in earlier and earlier[name] != self.machine.get(name):
                 raise StoreError(
                     f"{self.path} was measured on another machine ({name}: {earlier.get(name)}, here "
                     f"{self.machine.get(name)}). Choose another directory with --out."

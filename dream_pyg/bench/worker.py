@@ -25,7 +25,7 @@ import torch
 from dream_pyg.bench.engines import find_engine
 from dream_pyg.bench.recall import Reference
 from dream_pyg.bench.workloads import Source
-from dream_pyg.graph.processor import keep_few_kernels
+from dream_pyg.graph.processor import has_bfloat16_units, has_int8_units, keep_few_kernels
 
 Emit = Callable[..., None]
 
@@ -120,18 +120,23 @@ def measure_reference(job: dict[str, Any], emit: Emit) -> None:
 
 
 def measure_gemm(job: dict[str, Any], emit: Emit) -> None:
-    """Multiply two different square matrices again and again: what the machine gives at best, in GFLOP/s."""
-    size = job["size"]
+    """Multiply two different square matrices again and again: what the machine gives at best, in GFLOP/s.
+
+    Of bfloat16 and of integers only where the processor has units for them: elsewhere a product takes a minute.
+    """
+    size, here = job["size"], torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, size, size, generator=generator)
-    low_left, low_right = left.bfloat16(), right.bfloat16()
-    whole_left, whole_right = (part.mul(25).clamp(-127, 127).to(torch.int8) for part in (left, right))
-    emit("ready")
     products: dict[str, list[Callable[[], Any]]] = {
-        "fp32": [lambda: left @ right.T, lambda: left.numpy() @ right.numpy().T],
-        "bf16": [lambda: low_left @ low_right.T],
-        "int8": [lambda: torch._int_mm(whole_left, whole_right.T)],
+        "fp32": [lambda: left @ right.T, lambda: left.numpy() @ right.numpy().T]
     }
+    if has_bfloat16_units(here):
+        low_left, low_right = left.bfloat16(), right.bfloat16()
+        products["bf16"] = [lambda: low_left @ low_right.T]
+    if has_int8_units(here):
+        whole_left, whole_right = (part.mul(25).clamp(-127, 127).to(torch.int8) for part in (left, right))
+        products["int8"] = [lambda: torch._int_mm(whole_left, whole_right.T)]
+    emit("ready")
     emit(
         "rates",
         **{dtype: max(_rate(product, size, job["seconds"]) for product in which) for dtype, which in products.items()},
