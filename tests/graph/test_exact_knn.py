@@ -120,6 +120,45 @@ def test_engines_agree(kind: str, monkeypatch: pytest.MonkeyPatch):
         np.testing.assert_allclose(found.similarity, reference.similarity, atol=1e-6)
 
 
+def true_neighbors(matrix: NDArray[np.float32], num_neighbors: int) -> NDArray[np.int64]:
+    """By double precision; of ties those with lower ids, -1 where there are fewer."""
+    rows = unit(matrix)
+    cosine = np.round(rows @ rows.T, 12)
+    cosine[:, ~rows.any(axis=1)] = cosine[~rows.any(axis=1)] = -np.inf
+    np.fill_diagonal(cosine, -np.inf)
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :num_neighbors]
+    return np.where(np.take_along_axis(cosine, order, axis=1) == -np.inf, -1, order)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
+def test_rows_that_are_like_none_or_want_all_have_neighbours_among_those_that_exist(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    num_rows = 1203  # no multiple of 16, and more than a tile has
+    monkeypatch.setattr("dream_pyg.graph.knn.has_bfloat16_units", lambda device: dtype == torch.bfloat16)
+    monkeypatch.setattr("dream_pyg.graph.knn.has_int8_units", lambda device: dtype == torch.int8)
+    generator = np.random.default_rng(0)
+    outlier = (1 + 0.1 * generator.standard_normal((num_rows, 32))).astype(np.float32)
+    outlier[5] *= -1
+    signs = np.ones((num_rows, 1), dtype=np.float32)
+    signs[[3, 700]] = -1
+    for matrix, num_neighbors in ((outlier, 10), (outlier, 50), (outlier, num_rows - 1), (signs, 10)):
+        found = cosine_knn(ArrayRows(matrix), num_neighbors, engine="exact")
+        np.testing.assert_array_equal(found.index, true_neighbors(matrix, num_neighbors))
+
+
+@pytest.mark.parametrize("engine", ["exact", "flat"])
+@pytest.mark.parametrize("scale", [1e-37, 1e-22, 1e-16, 1e19, 1e36])
+def test_the_length_of_a_row_does_not_matter(scale: float, engine: str):
+    matrix = np.random.default_rng(0).standard_normal((1203, 24)).astype(np.float32)
+    everywhere = cosine_knn(ArrayRows(matrix * np.float32(scale)), 10, engine=engine)
+    np.testing.assert_array_equal(everywhere.index, true_neighbors(matrix, 10))
+    matrix[[7, 900]] *= np.float32(scale)
+    matrix[11] = 0
+    found = cosine_knn(ArrayRows(matrix), 10, engine=engine)
+    np.testing.assert_array_equal(found.index, true_neighbors(matrix, 10))
+
+
 @pytest.mark.parametrize(("latent", "multiplied"), [(3, torch.int8), (2000, torch.bfloat16)])
 def test_integers_multiply_rows_that_they_tell_apart(latent: int, multiplied: torch.dtype):
     generator = np.random.default_rng(0)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dream_pyg import ranks
 from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists, list_room
-from dream_pyg.graph.knn.rows import Rows
+from dream_pyg.graph.knn.rows import Rows, unit
 from dream_pyg.graph.processor import exact_products
 
 _PANEL_BYTES = 64 << 20
@@ -183,6 +183,8 @@ def _select_from_tile(lists: CandidateLists, product: Product, tile: Tile) -> No
     rows, columns = slice(tile.row, tile.row + num_rows), slice(tile.column, tile.column + num_columns)
     if product.absent[columns].any():
         score.masked_fill_(product.absent[columns], -torch.inf)
+    if product.absent[rows].any():
+        score.masked_fill_(product.absent[rows, None], -torch.inf)
     if tile.diagonal:
         score[:, -num_rows:].fill_diagonal_(-torch.inf)
 
@@ -334,7 +336,7 @@ class RowProduct:
     def _common_directions(self, count: int) -> Tensor:
         """The orthonormal directions that unit rows have most of (F, D), or zeros where one alone has little."""
         sample = np.unique(np.linspace(0, self.num_rows - 1, _SAMPLED_ROWS).astype(np.int64))
-        rows = _unit(torch.from_numpy(self._rows.take_rows(sample)).to(self._device)).double()
+        rows = unit(torch.from_numpy(self._rows.take_rows(sample)).to(self._device)).double()
         count = min(count, self.num_features, len(sample))
         share, mixture = (part[..., -count:] for part in torch.linalg.eigh(rows @ rows.T / len(sample)))
         if count == 1 and share < _WORTHWHILE_SHARE:
@@ -355,7 +357,7 @@ class RowProduct:
             step = max(1, self._prepared_bytes // (4 * self.num_features))
             for first in range(start, min(stop, self.num_rows), step):
                 last = min(first + step, stop, self.num_rows)
-                part = _unit(torch.from_numpy(self._rows.take(first, last)).to(self._device))
+                part = unit(torch.from_numpy(self._rows.take(first, last)).to(self._device))
                 here = slice(first, last)
                 if self._centred:
                     if measured:
@@ -374,15 +376,6 @@ class RowProduct:
                     rounding[here] = part.sub_(rounded).norm(dim=1)
             self._loaded[start] = panel
         return self._loaded[start]
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows (R, F) scaled to norm 1; rows of zeros stay."""
-    norm = rows.norm(dim=1, keepdim=True)
-    if not torch.isfinite(norm).all() or bool(((norm < 1e-15) & (norm > 0)).any()):  # Their squares do not fit.
-        rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        norm = rows.norm(dim=1, keepdim=True)
-    return rows / norm.masked_fill(norm == 0, 1)
 
 
 def _multiply(left: Tensor, right: Tensor, product: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dream_pyg.data.features import Neighbors
 from dream_pyg.graph.knn.candidates import CandidateBlocks, Candidates
-from dream_pyg.graph.knn.rows import Rows, unit_rows
+from dream_pyg.graph.knn.rows import Rows, measured, unit_rows
 from dream_pyg.graph.processor import threads_of_one
 
 Block = slice | NDArray[np.int64]
@@ -182,6 +182,7 @@ class _Cosines:
         self.rows = rows
         self._step = max(1, _PART_BYTES // (4 * rows.shape[1]))
         self._norm = torch.full((rows.shape[0],), torch.nan)
+        self._divisor = torch.ones(rows.shape[0], 1)
 
     def blocks(self, width: int, order: NDArray[np.int64] | None = None) -> Iterator[Block]:
         """All rows, as they come or in an order, in blocks that memory has room for with ``width`` candidates each."""
@@ -227,8 +228,11 @@ class _Cosines:
         taken = self.rows.take(rows.start, rows.stop) if isinstance(rows, slice) else self.rows.take_rows(rows)
         panel = torch.from_numpy(taken)
         if self._norm[rows].isnan().any():
-            self._norm[rows] = panel.norm(dim=1)
-        return panel
+            divisor, self._norm[rows] = measured(panel)
+            if divisor is not None:
+                self._divisor[rows] = divisor
+        divisor = self._divisor[rows]
+        return panel if (divisor == 1).all() else panel / divisor
 
 
 def _sampled_product(

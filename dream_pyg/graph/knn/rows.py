@@ -8,11 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dream_pyg.data.files import float32_rows
 
 _SAMPLED_BYTES = 32 << 20
 """What is read at a time of a sample."""
+_LEAST_NORM = 1e-15
+"""Squares of smaller entries lose digits in float32."""
 
 
 class Rows(Protocol):
@@ -52,9 +55,35 @@ class ArrayRows:
 def unit_rows(rows: NDArray[np.float32], dtype: Any = np.float64) -> NDArray[Any]:
     """Rows (P, F) scaled to norm 1 in ``dtype``, a copy; rows of zeros stay."""
     # Several times as fast as by NumPy, which passes over the rows more often.
-    unit = torch.from_numpy(rows.astype(dtype, copy=False))
-    norm = unit.norm(dim=1, keepdim=True)
-    return np.asarray(unit / norm.masked_fill_(norm == 0, 1))
+    return np.asarray(unit(torch.from_numpy(rows.astype(dtype, copy=False))))
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows (P, F) scaled to norm 1, a copy; rows of zeros stay."""
+    divisor, norm = measured(rows)
+    if divisor is not None:
+        rows = rows / divisor
+    return rows / norm.masked_fill(norm == 0, 1).unsqueeze(1)
+
+
+def measured(rows: Tensor) -> tuple[Tensor | None, Tensor]:
+    """What to divide rows (P, F) by lest their squares be too large or small for float32, and their norms after that.
+
+    Returns:
+        The largest entry of such a row and 1 for any other (P, 1), or None where there is none; and norms (P,).
+    """
+    norm = rows.norm(dim=1)
+    extreme = (~norm.isfinite() | (norm < _LEAST_NORM)).nonzero().view(-1)
+    if not len(extreme):
+        return None, norm
+    largest = rows[extreme].abs().amax(dim=1)
+    extreme, largest = extreme[largest > 0], largest[largest > 0]
+    if not len(extreme):
+        return None, norm
+    divisor = rows.new_ones(len(rows), 1)
+    divisor[extreme, 0] = largest
+    norm[extreme] = (rows[extreme] / divisor[extreme]).norm(dim=1)
+    return divisor, norm
 
 
 def some_unit_rows(
