@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -33,7 +34,15 @@ from dream_pyg.models.base import ClosedForm
 from dream_pyg.presets import find_preset
 
 FeaturePrecision = Literal["auto", "float32", "bfloat16", "stored"]
-FanOut = Annotated[int, Field(ge=-1)]
+
+
+def _not_zero(fan_out: int) -> int:
+    if not fan_out:
+        raise ValueError("draws no neighbour; give how many, or -1 for all of them")
+    return fan_out
+
+
+FanOut = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 SEED = "training.seed"
 """The key of the seed, which studies and tables choose themselves."""
 
@@ -44,7 +53,7 @@ class SamplingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     interactions: tuple[FanOut, ...] = (4, 2)
-    """Over the interactions, hop by hop from the batch outwards."""
+    """Over the interactions, hop by hop from the batch outwards; a model of fewer hops takes the first."""
     relations: FanOut = 2
     """In each relation graph."""
     features: FanOut = 2

@@ -228,6 +228,10 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--model", "dream", "--set", "training.metric=recall@0"], ("'recall@0'",)),
     (["--model", "dream", "--set", "training.sampling={interactions=[4]}"], ("over 2 hops", "for 1: [4]")),
     (["--model", "dream", "--set", "training.sampling={relations=-2}"], ("training.sampling.relations", "got -2")),
+    (
+        ["--model", "dream", "--set", "training.sampling={features=0}"],
+        ("training.sampling.features", "draws no neighbour", "-1 for all"),
+    ),
     (["--model", "dream", "--set", "training.sampling={hops=2}"], ("training.sampling.hops",)),
     (["--model", "mgcn", "--sampled"], ("MGCN cannot be trained on sampled graphs",)),
     (

@@ -64,6 +64,10 @@ class _Commands(click.Group):
             raise _Failure(str(error)) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise _Failure(f"Out of memory: {error}") from error
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # the words of PyTorch's allocator, which has no type
+                raise
+            raise _Failure(f"Out of memory: {error}") from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output left: click ends quietly
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from dream_pyg import ranks
 from dream_pyg.config import RunConfig, SamplingConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.processor import available_bytes, gibibytes
-from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name
+from dream_pyg.graph.schema import INTERACTS, ITEM, USER, feature_modalities, feature_name, label_name
 from dream_pyg.models import find_model
 
 _KEPT = 3
@@ -26,15 +27,16 @@ class Needs(NamedTuple):
 
     tables: int
     features: int
+    products: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.tables + self.features
+        return sum(self)
 
 
 def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> Needs:
-    """What the tables of a model, with gradients and optimizer, and the features it is given take at least.
+    """What a model's tables with gradients and optimizer, the features it is given, and its alignment take at least.
 
     Args:
         config: The run; a model without ``embedding_dim`` has no tables.
@@ -54,7 +56,21 @@ def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> N
         held = getattr(torch, precision) if precision in ("float32", "bfloat16") else stored.dtype
         if (device.type != "cpu" and precision is not None) or stored.dtype != held:
             features += held.itemsize * stored.numel()
-    return Needs(kept + _KEPT * trained + _PASSING * (table + trained), features)
+    return Needs(kept + _KEPT * trained + _PASSING * (table + trained), features, _product_bytes(config, graph))
+
+
+def _product_bytes(config: RunConfig, graph: HeteroData) -> int:
+    """What alignment keeps of a batch until backward: a bfloat16 number at least for each pair of distinct nodes."""
+    train = graph[INTERACTS][label_name("train")]
+    share = min(config.training.batch_size, train.size(1)) / ranks.num_ranks()
+    chances = (nodes.bincount().double() / len(nodes) for nodes in train)
+    users, items = (-torch.expm1(share * torch.log1p(-chance)).sum().item() for chance in chances)
+    pairs = 0.0
+    if config.model.get("intra_weight", 0):
+        pairs += 2 * users * items
+    if config.model.get("inter_weight", 0):
+        pairs += users**2 + items**2
+    return round(2 * pairs)
 
 
 def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> None:
@@ -72,13 +88,16 @@ def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> 
     needs = least_bytes(config, graph, device)
     if free is None or needs.total * sharing <= free:
         return
-    savings = _savings(config).items()
-    fitting = [change for change, other in savings if least_bytes(other, graph, device).total * sharing <= free]
-    cure = f"with --set {' or '.join(fitting)} it may fit" if fitting else "it wants a larger machine"
+    fitting = [
+        next((text for text, other in steps if least_bytes(other, graph, device).total * sharing <= free), None)
+        for steps in _savings(config)
+    ]
+    cures = [text for text in fitting if text is not None]
+    cure = f"with --set {' or '.join(cures)} it may fit" if cures else "it wants a larger machine"
     raise ConfigError(
         f"Training {config.model_name} on this graph takes at least {gibibytes(needs.total)} of memory in each process "
-        f"(tables with gradients and optimizer {gibibytes(needs.tables)}, features {gibibytes(needs.features)}), but "
-        f"{gibibytes(free)} are free: {cure}."
+        f"(tables with gradients and optimizer {gibibytes(needs.tables)}, features {gibibytes(needs.features)}, "
+        f"products within a batch {gibibytes(needs.products)}), but {gibibytes(free)} are free: {cure}."
     )
 
 
@@ -90,20 +109,31 @@ def _free_bytes(device: torch.device) -> int | None:
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
-def _savings(config: RunConfig) -> dict[str, RunConfig]:
-    """What may take less memory, each as an override and as the configuration it makes."""
-    savings = {}
+Saving = tuple[str, RunConfig]
+"""An override that may take less memory, and the configuration that it makes."""
+
+
+def _savings(config: RunConfig) -> Iterator[list[Saving]]:
+    """What may take less memory, each in steps, the first of which changes least."""
+
+    def model(**values: object) -> RunConfig:
+        return config.model_copy(update={"model": {**config.model, **values}})
+
+    def training(**values: object) -> RunConfig:
+        return config.model_copy(update={"training": config.training.model_copy(update=values)})
+
     if config.model.get("train_features", False):
-        savings["model.train_features=false"] = config.model_copy(
-            update={"model": {**config.model, "train_features": False}}
-        )
+        yield [("model.train_features=false", model(train_features=False))]
     if config.held_precision == "float32":
-        savings["feature_precision=bfloat16"] = config.model_copy(update={"feature_precision": "bfloat16"})
+        yield [("feature_precision=bfloat16", config.model_copy(update={"feature_precision": "bfloat16"}))]
     can_be_sampled = find_model(config.model_name).needs_whole_graph(config.hyperparameters) is None
     if can_be_sampled and config.training.sampling is None:
-        training = config.training.model_copy(update={"sampling": SamplingConfig()})
-        savings["training.sampling={}"] = config.model_copy(update={"training": training})
-    if dim := config.model.get("embedding_dim", 0) // 2:
-        model = {**config.model, "embedding_dim": dim}
-        savings[f"model.embedding_dim={dim}"] = config.model_copy(update={"model": model})
-    return savings
+        yield [("training.sampling={}", training(sampling=SamplingConfig()))]
+    yield [(f"training.batch_size={size}", training(batch_size=size)) for size in _halves(config.training.batch_size)]
+    dims = _halves(config.model.get("embedding_dim", 0))
+    yield [(f"model.embedding_dim={dim}", model(embedding_dim=dim)) for dim in dims]
+
+
+def _halves(number: int) -> list[int]:
+    """A number halved once, twice, and so on, down to 1."""
+    return [number >> times for times in range(1, number.bit_length())]

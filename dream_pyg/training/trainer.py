@@ -139,6 +139,7 @@ def train(
                 session.load()
                 ranks.first_does(lambda: _note_resumption(config, paths, info))
             try:
+                _check_that_all_see(paths)
                 with _deterministic():
                     session.fit()
                 return _finish(config, stored, session, test=test)
@@ -196,6 +197,17 @@ def _check_agreement(told: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"Processes were told different things (here = rank 0, there = rank {number}): {'; '.join(changed)}. "
                 "Start all of them by the same command, on the same graph."
+            )
+
+
+def _check_that_all_see(paths: RunPaths) -> None:
+    """Refuse processes that have another run, or none, where the first one writes."""
+    first, *others = ranks.everyone_says(read_run_info(paths)["started"] if paths.info.is_file() else None)
+    for number, other in enumerate(others, start=1):
+        if other != first:
+            raise ConfigError(
+                f"Rank {number} does not see the run that rank 0 writes. Remove what rank 0 began, and give all "
+                "processes one directory, on a disk that all machines share."
             )
 
 

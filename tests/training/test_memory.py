@@ -37,9 +37,9 @@ def test_what_it_takes_is_no_more_than_what_a_training_holds(stored, name, preci
     for modality in ("image", "text"):
         before, after = (one["item"][f"x_{modality}"] for one in (stored.graph, graph))
         held += 0 if after.data_ptr() == before.data_ptr() else after.nbytes
-    least = least_bytes(config, stored.graph, CPU).total
-    assert (least > 0) == (name != "popularity" or precision == "bfloat16")
-    assert least <= held
+    least = least_bytes(config, stored.graph, CPU)
+    assert (least.tables + least.features > 0) == (name != "popularity" or precision == "bfloat16")
+    assert least.tables + least.features <= held
 
 
 def test_features_count_where_they_are_converted_or_on_another_device(stored):
@@ -89,7 +89,7 @@ def test_a_training_that_cannot_fit_is_refused_with_what_would(stored, tmp_path,
         train(config, tmp_path / "run")
     message = str(caught.value)
     assert "Training dream on this graph takes at least" in message
-    assert "with --set model.embedding_dim=32 it may fit" in message
+    assert "model.embedding_dim=32 it may fit" in message
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(memory, "available_bytes", lambda: 1)
     with pytest.raises(ConfigError, match="it wants a larger machine"):
@@ -100,8 +100,35 @@ def test_sampling_is_advised_only_where_it_can_be_had(stored):
     plain = RunConfig.create(graph=stored.path, model="dream")
     best = RunConfig.create(graph=stored.path, model="dream", preset="best")
     mgcn = RunConfig.create(graph=stored.path, model="mgcn")
-    advised = ["training.sampling={}" in memory._savings(config) for config in (plain, best, mgcn)]
+    advised = [
+        "training.sampling={}" in [text for steps in memory._savings(config) for text, _ in steps]
+        for config in (plain, best, mgcn)
+    ]
     assert advised == [True, False, False]
+
+
+def test_products_count_each_pair_of_a_batchs_distinct_nodes_once(stored):
+    train = stored.graph["user", "interacts", "item"][label_name("train")]
+    users, items = (len(nodes.unique()) for nodes in train)
+
+    def products(*overrides: str) -> int:
+        config = RunConfig.create(graph=stored.path, model="dream", overrides=overrides)
+        return least_bytes(config, stored.graph, CPU).products
+
+    everything = "training.batch_size=1000000"  # nearly: a batch may miss some
+    whole = 2 * (users + items) ** 2
+    assert 0.3 * whole < products(everything) < whole
+    assert products(everything, "model.intra_weight=0") < products(everything)
+    assert products(everything, "model.intra_weight=0", "model.inter_weight=0") == 0
+    assert products("training.batch_size=1") == pytest.approx(8, rel=1e-3)
+
+
+def test_a_batch_that_cannot_fit_is_refused_with_one_that_does(stored, monkeypatch):
+    config = RunConfig.create(graph=stored.path, model="dream", overrides=["training.batch_size=4096"])
+    smaller = RunConfig.create(graph=stored.path, model="dream", overrides=["training.batch_size=16"])
+    monkeypatch.setattr(memory, "available_bytes", lambda: least_bytes(smaller, stored.graph, CPU).total)
+    with pytest.raises(ConfigError, match=r"products within a batch .* with --set training.batch_size=16 "):
+        check_memory(config, stored.graph, CPU)
 
 
 @pytest.mark.parametrize("free", [None, 1 << 40])
