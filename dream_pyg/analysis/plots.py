@@ -157,7 +157,7 @@ def draw_sensitivity(table: pl.DataFrame) -> Any:
                 )
             _scale(axis, of_key["value"].unique().sort().to_numpy())
             axis.set_xlabel(_key_name(key))
-            axis.legend(fontsize=11)
+            axis.legend(fontsize=11, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)  # covers no curve
         spread = "\n(mean ± std over seeds)" if repeated else ""
         axes[0, 0].set_ylabel(f"Test {_metric_name(metric)}{spread}")
     return figure

@@ -111,10 +111,12 @@ SEARCH_SPACES: dict[str, Space] = {
     },
     # MMRec: L2 from 0.00001 to 0.1.
     "grcn": {**_RATE, "model.l2_weight": LogRange(1e-5, 1e-1)},
-    # MMRec: learning rate from 0.0001 to 0.01, L2 from 0 to 0.1.
+    # MMRec: learning rate from 0.0001 to 0.01, L2 from 0 to 0.1; the paper: both combinations.
     "mmgcn": {
         "training.learning_rate": LogRange(1e-4, 1e-2),
         "model.num_layers": Choice((1, 2, 3)),
+        "model.combination": Choice(("add", "concat")),
+        "model.train_embeddings": Choice((True, False)),
         "model.l2_weight": LogRange(1e-6, 1e-1),
     },
     # MMRec: L2 from 0.00001 to 2.
