@@ -18,6 +18,7 @@ import os
 import platform
 from collections.abc import Container, Generator, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +121,7 @@ def reproduce(
     preset: str | Path | None = None,
     overrides: Sequence[str] = (),
     jobs: int = 1,
+    notes: Sequence[str] = (),
 ) -> Table:
     """Train what a table of the paper needs and is not there yet, and write the table into ``out``.
 
@@ -128,10 +130,12 @@ def reproduce(
         graph: The graph store; the name of its data set finds the printed values.
         out: Directory of the tables of one graph, and of their runs.
         num_seeds: Runs of each system, with the seeds 0, 1, ...
-        models: Some of the table's models, by default all; for Table 2 and the table of accuracy any models.
+        models: What to train of the table's models, by default all; for Table 2 and the table of accuracy any models.
+            The others have their rows if their runs are there, and are named below the table if not.
         preset: A preset for those models that it knows; the others have their defaults.
         overrides: ``section.key=value`` for every run.
         jobs: Trainings at a time, in processes of one thread each if more than one.
+        notes: What else is to be said below the table.
 
     Returns:
         The table.
@@ -149,22 +153,24 @@ def reproduce(
     if any(override_key(override) == SEED for override in overrides):
         raise ConfigError(f"{SEED} cannot be set: a table has runs of the seeds 0, 1, ...; say how many (--seeds).")
     info, out = read_info(graph), Path(out)
-    systems = _systems(table, str(graph), models, preset, list(overrides))
+    systems_of = _systems(table, str(graph), models, preset, list(overrides))
+    asked = models or MODELS_OF_TABLE[table]
     about = _about(graph, info, preset, overrides)
     _open(out, info)
     with continuable(out, f"{table} of {info['dataset']}"):
         if table == "table1":
-            return _written(_make_table(table, info, [_statistics(info)], about, complete=True), out)
-        known = _directories(out)
-        tasks = {system.key: _tasks(system, out, info["fingerprint"], num_seeds, known) for system in systems}
-        needed = {task.run: task for of_system in tasks.values() for task in of_system}
-        missing = {run: task for run, task in needed.items() if not _is_finished(task, info["fingerprint"])}
+            return _written(_make_table(table, info, [_statistics(info)], about, notes, complete=True), out)
+        systems, tasks, missing = _plan(systems_of, asked, out, info["fingerprint"], num_seeds)
+        here = {system.config.model_name for system in systems}
+        if left_out := [find_model(model).__name__ for model in systems_of if model not in here]:
+            about["left out"] = left_out
+        needed = {task.run for of_system in tasks.values() for task in of_system}
 
         def written() -> Table:
             rows = [_row(table, system, tasks[system.key], missing, info["dataset"]) for system in systems]
             if not missing:
                 _test_over_users(systems, rows)
-            return _written(_make_table(table, info, rows, about, complete=not missing), out)
+            return _written(_make_table(table, info, rows, about, notes, complete=not missing), out)
 
         result = written()
         logger.info("%s: %d of %d runs are there", table, len(needed) - len(missing), len(needed))
@@ -178,8 +184,8 @@ def reproduce(
 
 def _systems(
     table: str, graph: str, models: Sequence[str], preset: str | Path | None, overrides: list[str]
-) -> list[System]:
-    """The rows of a table, with every value resolved."""
+) -> dict[str, list[System]]:
+    """The rows that each model of a table has, with every value resolved, whether it is asked for or not."""
     allowed = MODELS_OF_TABLE[table]
     for model in models:
         if table in ("table2", "accuracy"):
@@ -196,15 +202,15 @@ def _systems(
             key, name, config, "defaults" if own is None else str(own), reference if key != reference else None
         )
 
-    systems = []
-    for model in dict.fromkeys(models or allowed):
+    def rows_of(model: str) -> list[System]:
+        systems = []
         name = find_model(model).__name__
         if table == "accuracy" and model == "dream":
             systems.append(system("paper", "DREAM (paper)", model, own="paper"))
             systems.append(system("best", "DREAM (best)", model, own="best"))
             for key, (without, values) in BEST_WITHOUT.items():
                 systems.append(system(key, without, model, *values, own="best"))
-            continue
+            return systems
         systems.append(system(model, name, model))
         if table == "accuracy" and model == "lightgcn":
             # So that nobody takes for DREAM's what is the teacher's.
@@ -220,7 +226,40 @@ def _systems(
             alignment = dream.model | (presets[model].alignment if model in presets else {})
             added = [f"model.{weight}={alignment[weight]}" for weight in ALIGNED[model]]
             systems.append(system(f"{model}_aligned", f"{name} + BMA", model, *added))
-    return systems
+        return systems
+
+    order = list(allowed)
+    for before, model in pairwise(["", *models]):
+        if model not in order:
+            order.insert(order.index(before) + 1 if before else 0, model)
+    systems_of = {}
+    for model in order:
+        try:
+            systems_of[model] = rows_of(model)
+        except ConfigError:
+            if model in (models or allowed):
+                raise  # What is set for the models asked for may mean nothing to another.
+    return systems_of
+
+
+def _plan(
+    systems_of: dict[str, list[System]], asked: Container[str], out: Path, fingerprint: str, num_seeds: int
+) -> tuple[list[System], dict[str, list[Task]], dict[Path, Task]]:
+    """The rows of a table, the runs of each, and those that are yet to be trained: of a model that was asked for."""
+    systems: list[System] = []
+    tasks: dict[str, list[Task]] = {}
+    missing: dict[Path, Task] = {}
+    known = _directories(out)
+    for model, rows in systems_of.items():
+        of_row = {row.key: _tasks(row, out, fingerprint, num_seeds, known) for row in rows}
+        unfinished = {
+            task.run: task for some in of_row.values() for task in some if not _is_finished(task, fingerprint)
+        }
+        if model in asked or not unfinished:
+            systems += rows
+            tasks |= of_row
+            missing |= unfinished
+    return systems, tasks, missing
 
 
 def _tasks(system: System, out: Path, fingerprint: str, num_seeds: int, known: dict[str, str]) -> list[Task]:
@@ -363,7 +402,15 @@ def _statistics(info: dict[str, Any]) -> Row:
     return Row(name, name, cells)
 
 
-def _make_table(table: str, info: dict[str, Any], rows: list[Row], about: dict[str, Any], *, complete: bool) -> Table:
+def _make_table(
+    table: str,
+    info: dict[str, Any],
+    rows: list[Row],
+    about: dict[str, Any],
+    further_notes: Sequence[str],
+    *,
+    complete: bool,
+) -> Table:
     runs = [run for row in rows for run in row.runs]
     if runs:
         about = {
@@ -387,13 +434,19 @@ def _make_table(table: str, info: dict[str, Any], rows: list[Row], about: dict[s
             + (compared.pop() if len(compared) == 1 else "the model without BMA")
             + "."
         )
-    return Table(table, TABLES[table], info["dataset"], rows, complete, about, notes)
+    return Table(table, TABLES[table], info["dataset"], rows, complete, about, [*notes, *further_notes])
 
 
 def _about(
     graph: str | Path, info: dict[str, Any], preset: str | Path | None, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    about = {"graph": str(graph), "fingerprint": info["fingerprint"], "machine": _machine()}
+    about = {
+        "graph": str(graph),
+        "built with": info["parameters"],
+        "built from": [part["path"] for part in info["inputs"].values()],
+        "fingerprint": info["fingerprint"],
+        "machine": _machine(),
+    }
     if preset is not None:
         about["preset"] = str(preset)
     if overrides:

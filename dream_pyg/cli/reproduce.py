@@ -31,7 +31,7 @@ Examples:
     "--models",
     multiple=True,
     metavar="NAME[,NAME...]",
-    help="Some of the table's models; for table2 and accuracy any.  [default: those of the table]",
+    help="What to train, for table2 and accuracy any; others stay if they are there.  [default: the table's]",
 )
 @click.option("--preset", metavar="NAME|FILE", help="Values that suit a data set, for the models it knows.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="A value for every run.")
@@ -50,6 +50,9 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="A directory to write the finished table to as well, as TABLE-DATASET.*.",
 )
+@click.option(
+    "--note", "notes", multiple=True, metavar="TEXT", help="What else to say below the table; may be repeated."
+)
 @format_option
 def reproduce(
     table: str,
@@ -62,6 +65,7 @@ def reproduce(
     jobs: int,
     out: Path | None,
     publish: Path | None,
+    notes: tuple[str, ...],
     output_format: str,
 ) -> None:
     """Make one of the paper's tables, or that of DREAM's accuracy.
@@ -77,7 +81,9 @@ def reproduce(
     path, name = _find_graph(graph, dataset)
     out = out or Path("tables") / name
     chosen = [model for one in models for model in one.split(",") if model]
-    made = make_table(table, path, out, num_seeds=seeds, models=chosen, preset=preset, overrides=overrides, jobs=jobs)
+    made = make_table(
+        table, path, out, num_seeds=seeds, models=chosen, preset=preset, overrides=overrides, jobs=jobs, notes=notes
+    )
     if publish is not None:
         made.write(publish, f"{table}-{name}")
     if output_format == "json":

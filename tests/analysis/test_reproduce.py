@@ -159,6 +159,8 @@ def test_rows_are_tested_over_users(tables: Path, baby: Path, tmp_path: Path):
 def test_a_table_says_what_its_numbers_depend_on(tables: Path, baby: Path):
     about = json.loads((tables / "table2.json").read_text())["about"]
     assert about["fingerprint"] == load_graph(baby).fingerprint
+    assert about["built with"]["num_neighbors"] == 5
+    assert len(about["built from"]) == len(set(about["built from"])) > 1
     assert (about["seeds"], about["threads"], about["devices"]) == ([0, 1, 2], [1], ["cpu"])
     assert {"machine", "versions", "set for every run"} <= about.keys()
 
@@ -168,6 +170,29 @@ def test_what_is_there_is_not_trained_again(tables: Path, baby: Path, monkeypatc
     monkeypatch.setattr(reproduction, "train", None)
     reproduce("table2", baby, tables, num_seeds=3, models=["bpr", "popularity"], overrides=SET)
     assert untimed(tables / "table2.json") == before
+
+
+def test_systems_that_are_there_stay_in_the_table_of_others_and_those_that_are_not_are_named(
+    tables: Path, baby: Path, tmp_path: Path, monkeypatch
+):
+    shutil.copytree(tables, tmp_path / "out")
+    monkeypatch.setattr(reproduction, "train", None)
+    given = {"num_seeds": 3, "models": ["popularity"], "overrides": SET, "notes": ["Features are noise."]}
+    table = reproduce("table2", baby, tmp_path / "out", **given)
+    assert [(row.key, len(row.runs)) for row in table.rows] == [("popularity", 3), ("bpr", 3)]
+    assert table.complete
+    assert table.about["left out"] == ["LightGCN", "VBPR", "MMGCN", "DualGNN", "BM3", "FREEDOM", "MGCN", "DREAM"]
+    written = (tmp_path / "out" / "table2.md").read_text()
+    assert "- left out: LightGCN, VBPR" in written
+    assert "\n- Features are noise.\n" in written
+
+
+def test_what_is_set_for_a_model_may_mean_nothing_to_the_others(baby: Path, tmp_path: Path, planned):
+    overrides = [*SET, "model.num_layers=1"]
+    table = reproduce("table2", baby, tmp_path / "out", num_seeds=1, models=["lightgcn"], overrides=overrides)
+    assert [row.key for row in table.rows] == ["lightgcn"]
+    with pytest.raises(ConfigError, match="num_layers"):
+        reproduce("table2", baby, tmp_path / "out", num_seeds=1, models=["bpr"], overrides=overrides)
 
 
 def test_what_an_older_version_trained_is_not_trained_again(tables: Path, baby: Path, tmp_path: Path, planned):
@@ -223,7 +248,7 @@ def test_table_2_compares_the_systems_of_the_paper(baby: Path, tmp_path: Path, p
     assert not table.complete
     assert [config.training.seed for config, _ in planned] == [0, 1] * 9
     assert [row.values_from for row in table.rows] == [
-        "baby", "defaults", "baby", "defaults", "baby", "baby", "defaults", "baby", "baby",
+        "baby", "defaults", "baby", "baby", "baby", "baby", "defaults", "baby", "baby",
     ]  # fmt: skip
     expected = RunConfig.create(graph=baby, model="dream", preset="baby", overrides=["training.seed=1"])
     assert planned[-1][0] == expected

@@ -11,7 +11,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from dream_pyg import DatasetConfig, build_store, make_synthetic
 from dream_pyg.data.files import read_json, write_json
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -33,9 +32,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 @pytest.mark.slow
 def test_train_step(script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    make_synthetic(tmp_path / "data", num_users=60, num_items=40, missing_share=0.0)
-    store, _ = build_store(DatasetConfig.load(tmp_path / "data"), tmp_path / "graph", num_neighbors=5)
-    module = script("train_step", "--graph", store.path, "--rounds", "2", "--out", tmp_path / "out.json")
+    module = script("train_step", "--rounds", "2", "--out", tmp_path / "out.json")
+    for name, number in {"NUM_USERS": 300, "NUM_TRAIN": 2_000, "NUM_VALID": 200, "NUM_TEST": 200}.items():
+        monkeypatch.setattr(module, name, number)
+    monkeypatch.setattr(module, "FEATURES", {"image": "baby-text", "text": "baby-text"})
     monkeypatch.setattr(module, "BATCH_SIZE", 64)
     monkeypatch.setattr(module.Rates, "measure", lambda: module.Rates(1e9, 1e9, 1e9, 1e9))
     module.main()
