@@ -36,7 +36,7 @@ from dream_pyg.analysis.search_spaces import (
 from dream_pyg.config import SEED, RunConfig, override_key
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
 from dream_pyg.data.validation import flatten
-from dream_pyg.errors import ConfigError, ResumeError, StoreError, TrainingError
+from dream_pyg.errors import ConfigError, MissingExtraError, ResumeError, StoreError, TrainingError
 from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.presets import find_preset, load_presets
@@ -119,7 +119,8 @@ def tune(
         The trials and the best one, with test metrics if there are ``num_trials``.
 
     Raises:
-        ConfigError: If Optuna is missing, or the model has nothing to tune.
+        MissingExtraError: If Optuna is not installed.
+        ConfigError: If the model has nothing to tune.
         ResumeError: If the study at ``out`` is another one.
         StoreError: If ``out`` is something else, damaged, or in use.
         Interrupted: On SIGINT or SIGTERM; the same call continues.
@@ -159,6 +160,13 @@ def tune(
         test_metrics: dict[str, float] = {}
         if len(trials) >= num_trials:
             config = search.configured(best)
+            read = [one.number for one in trials if RunPaths(search.directory(one.number)).test_metrics.is_file()]
+            if others := [number for number in read if number != best.number]:
+                logger.warning(
+                    "The test split was read before, for the best of fewer trials (%s). Its figures are to be reported "
+                    "for one study of a length that was settled beforehand.",
+                    ", ".join(map(str, others)),
+                )
             test_metrics = train(config, search.directory(best.number), resume=True).test_metrics
         _write(search, description, begun_at, fixed, test_metrics)
     return StudyResult(out, base.training.metric, trials, best, test_metrics)
@@ -189,7 +197,8 @@ def tuned_config(
         overrides: ``section.key=value`` that hold in the study and after it.
 
     Raises:
-        ConfigError: If Optuna is missing, or the model has nothing to tune.
+        MissingExtraError: If Optuna is not installed.
+        ConfigError: If the model has nothing to tune.
         ResumeError: If the study is another one.
     """
     overrides = list(overrides)
@@ -335,7 +344,7 @@ def _import_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError(
+        raise MissingExtraError(
             'Tuning needs Optuna, which is not installed. Install it with `pip install "dream-pyg[tune]"`.'
         ) from error
     return optuna

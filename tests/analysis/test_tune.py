@@ -17,7 +17,8 @@ from dream_pyg.analysis import tune as study
 from dream_pyg.analysis.search_spaces import default_point, search_space
 from dream_pyg.analysis.tune import StudyResult, tune
 from dream_pyg.config import RunConfig
-from dream_pyg.errors import ConfigError, Interrupted, ResumeError, StoreError, TrainingError
+from dream_pyg.data.files import write_json
+from dream_pyg.errors import ConfigError, Interrupted, MissingExtraError, ResumeError, StoreError, TrainingError
 from dream_pyg.models.bpr import BPR
 from dream_pyg.training import trainer
 from tests.analysis.conftest import Killed
@@ -91,10 +92,21 @@ def test_a_finished_study_trains_nothing_more(finished: StudyResult, shop_graph:
     assert search(shop_graph, finished.path) == finished
 
 
-def test_more_trials_continue_a_study(finished: StudyResult, shop_graph: Path, tmp_path: Path):
+def test_more_trials_continue_a_study(finished: StudyResult, shop_graph: Path, tmp_path: Path, caplog):
     first = search(shop_graph, tmp_path / "study", 2)
     assert untimed(first) == untimed(finished)[:2]
+    caplog.clear()
     assert untimed(search(shop_graph, tmp_path / "study", 4)) == untimed(finished)
+    assert ("The test split was read before" in caplog.text) == (first.best.number != finished.best.number)
+
+
+def test_a_test_split_that_was_read_for_another_trial_is_told(shop_graph: Path, tmp_path: Path, caplog):
+    first = search(shop_graph, tmp_path / "study", 2)
+    assert "was read before" not in caplog.text
+    other = 1 - first.best.number
+    write_json(tmp_path / "study" / "trials" / f"{other:03d}" / "test_metrics.json", {})
+    assert search(shop_graph, tmp_path / "study", 2).test_metrics == first.test_metrics
+    assert f"The test split was read before, for the best of fewer trials ({other})" in caplog.text
 
 
 @pytest.mark.parametrize("step", [1, EPOCHS * STEPS + 2, 2 * EPOCHS * STEPS + STEPS + 1])
@@ -254,7 +266,7 @@ def test_two_processes_do_not_work_on_one_study(shop_graph: Path, tmp_path: Path
 
 def test_without_optuna_the_cure_is_named(shop_graph: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(MissingExtraError) as caught:
         search(shop_graph, tmp_path / "study")
     assert 'pip install "dream-pyg[tune]"' in str(caught.value)
     assert not (tmp_path / "study").exists()

@@ -81,7 +81,7 @@ def test_a_study_of_other_options_or_no_graph_is_refused(command: Command, shop_
 
 def test_a_missing_extra_is_named_with_its_cure(command: Command, shop_graph: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with refusal(tmp_path, 2, 'pip install "dream-pyg[tune]"') as results:
+    with refusal(tmp_path, 1, 'pip install "dream-pyg[tune]"') as results:
         results.append(command("tune", "bpr", shop_graph, "--out", tmp_path / "study"))
 
 
