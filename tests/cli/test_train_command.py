@@ -135,6 +135,24 @@ def test_an_existing_directory_is_refused(command: Command, shop_graph: Path, tm
     assert files_of(tmp_path / "run") == set()
 
 
+def test_memory_that_the_allocator_cannot_have_is_told_in_one_line_and_other_errors_are_not_hidden(
+    command: Command, shop_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(message: str) -> None:
+        def loss(*_: object) -> None:
+            raise RuntimeError(message)
+
+        monkeypatch.setattr("dream_pyg.models.bpr.BPR.loss", loss)
+
+    arguments = ("train", shop_graph, "--model", "bpr", "--device", "cpu", "--run")
+    fail("DefaultCPUAllocator: can't allocate memory: you tried to allocate 6084960000 bytes.")
+    result = command(*arguments, tmp_path / "one")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: Out of memory: DefaultCPUAllocator: can't allocate")
+    fail("another")
+    assert isinstance(command(*arguments, tmp_path / "two").exception, RuntimeError)
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
 def test_an_interrupt_saves_exits_with_130_and_resumes_exactly(
