@@ -61,16 +61,14 @@ def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> N
 
 def _product_bytes(config: RunConfig, graph: HeteroData) -> int:
     """What alignment keeps of a batch until backward: a bfloat16 number at least for each pair of distinct nodes."""
+    intra, inter = (bool(config.model.get(name, 0)) for name in ("intra_weight", "inter_weight"))
+    if not intra and not inter:
+        return 0
     train = graph[INTERACTS][label_name("train")]
     share = min(config.training.batch_size, train.size(1)) / ranks.num_ranks()
     chances = (nodes.bincount().double() / len(nodes) for nodes in train)
     users, items = (-torch.expm1(share * torch.log1p(-chance)).sum().item() for chance in chances)
-    pairs = 0.0
-    if config.model.get("intra_weight", 0):
-        pairs += 2 * users * items
-    if config.model.get("inter_weight", 0):
-        pairs += users**2 + items**2
-    return round(2 * pairs)
+    return round(2 * (intra * 2 * users * items + inter * (users**2 + items**2)))
 
 
 def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> None:

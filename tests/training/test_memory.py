@@ -89,7 +89,7 @@ def test_a_training_that_cannot_fit_is_refused_with_what_would(stored, tmp_path,
         train(config, tmp_path / "run")
     message = str(caught.value)
     assert "Training dream on this graph takes at least" in message
-    assert "model.embedding_dim=32 it may fit" in message
+    assert "with --set model.embedding_dim=32 it may fit" in message
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(memory, "available_bytes", lambda: 1)
     with pytest.raises(ConfigError, match="it wants a larger machine"):
