@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dream_pyg.analysis.continuable import continuable
 from dream_pyg.bench.engines import Engine, find_engine
 from dream_pyg.bench.machine import describe_machine
 from dream_pyg.bench.processes import Outcome, run_job
@@ -20,6 +22,7 @@ from dream_pyg.errors import BenchError, ConfigError
 logger = logging.getLogger("dream_pyg")
 
 RUNS_FILE = "runs.jsonl"
+_SCRATCH = ".rows-"
 _GEMM_SIZE = 4096
 _GEMM_SECONDS = 3.0
 _FEWEST_ROWS = 200  # below, starting threads takes longer than searching
@@ -85,7 +88,8 @@ def bench_graph(
 
     Raises:
         ConfigError: If an engine is unknown, or K does not fit a workload.
-        StoreError: If ``out`` holds damaged runs or those of another machine.
+        StoreError: If ``out`` holds damaged runs or those of another machine, or another process measures into it.
+        Interrupted: On SIGINT or SIGTERM; the same call continues.
     """
     conditions = conditions or Conditions()
     chosen = [find_engine(name) for name in engines]
@@ -98,10 +102,13 @@ def bench_graph(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     log = RunLog(out / RUNS_FILE, describe_machine())
-    _measure_gemm(log, conditions)
-    for workload in workloads:
-        with tempfile.TemporaryDirectory(dir=out, prefix=".rows-") as scratch:
-            _Bench(workload, chosen, log, conditions, Path(scratch)).run()
+    with continuable(out, "the benchmark"):
+        for left in out.glob(f"{_SCRATCH}*"):  # by a process that was killed
+            shutil.rmtree(left)
+        _measure_gemm(log, conditions)
+        for workload in workloads:
+            with tempfile.TemporaryDirectory(dir=out, prefix=_SCRATCH) as scratch:
+                _Bench(workload, chosen, log, conditions, Path(scratch)).run()
     return log
 
 

@@ -82,8 +82,8 @@ def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(ENGINES),
     default="auto",
     show_default=True,
-    help="How neighbours are searched: exact and flat find all; clusters, ivf, hnsw and nndescent nearly all, and "
-    "measure how many; auto is exact, or clusters where that would take more than a few minutes.",
+    help="How neighbours are searched: exact and flat find all; clusters, ivf, ivfpq, hnsw and nndescent nearly all, "
+    "and measure how many; auto is exact, or clusters where that would take more than a few minutes.",
 )
 @click.option(
     "--min-recall",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from dream_pyg.data.files import check_replaceable
 from dream_pyg.data.tables import positions
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import StoreError
-from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, SearchReport, cosine_knn
+from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, cosine_knn
 from dream_pyg.graph.knn.choice import EXACT, choose_engine
 from dream_pyg.graph.knn.update import Known, Updated, update_knn
 from dream_pyg.graph.relations import neighbors_of
@@ -30,6 +29,7 @@ from dream_pyg.graph.schema import (
     USER,
     feature_modalities,
     feature_name,
+    knn_edge,
     knn_modalities,
     label_name,
     mask_name,
@@ -60,7 +60,8 @@ def update_store(
     """Build the store of a new version of a dataset from the store of an earlier version.
 
     Users and items are known by their external ids. The result is that of :func:`~dream_pyg.graph.store.build_store`
-    with the parameters of the earlier store, which finds and reuses it.
+    with the parameters of the earlier store, which finds and reuses it. Where an approximate engine searches, new rows
+    find all their neighbours, older ones what that engine had found and new rows; the recall is measured again.
 
     Args:
         config: The dataset as it is now.
@@ -74,12 +75,12 @@ def update_store(
         The new store and, by relation graph such as ``"items by image"``, how it was found; None if it was there.
 
     Raises:
-        StoreError: If the earlier store cannot be continued exactly or has other parameters, another split or filter,
-            or ``out`` holds something else.
+        StoreError: If the earlier store has other parameters, another split or filter, or ``out`` holds something else.
+        SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
         DataError: If an input is unusable.
     """
     known = load_graph(graph)
-    _check_exact(known, parameters)
+    _check_parameters(known, parameters)
     _check_same(known, config)
     path = known.path if out is None else Path(out)
     inputs = describe_inputs(config, data_dir)
@@ -124,41 +125,38 @@ class _Continuation:
             ]
             for modality in searched:
                 rows = _features(graph, node, modality)
-                self._known[f"{node}s by {modality}"] = Known(neighbors_of(graph, node, modality), rows, old_id[node])
+                complete = stored.info["knn"][" ".join(knn_edge(node, modality))]["engine"] in EXACT
+                neighbors = neighbors_of(graph, node, modality)
+                self._known[f"{node}s by {modality}"] = Known(neighbors, rows, old_id[node], complete)
         self._updates = updates
 
     def search(
-        self, rows: Rows, num_neighbors: int, *, include_self: bool, engine: Engine, what: str, **options: Any
+        self,
+        rows: Rows,
+        num_neighbors: int,
+        *,
+        include_self: bool,
+        engine: Engine,
+        min_recall: float,
+        what: str,
+        **options: Any,
     ) -> FoundNeighbors:
-        """As :func:`~dream_pyg.graph.knn.cosine_knn`, always exactly."""
-        started = time.perf_counter()
-        num_rows = rows.shape[0]
+        """As :func:`~dream_pyg.graph.knn.cosine_knn`, from what is known."""
         chosen = choose_engine(engine, *rows.shape, what)
-        if chosen not in EXACT:
-            raise StoreError(
-                f"There are {num_rows} {what} now, for which the engine {engine} is {chosen}; an update is exact, so "
-                f"its result would not be that of a build. {_REBUILD}"
-            )
+        how: dict[str, Any] = {"engine": chosen, "min_recall": min_recall, "include_self": include_self, "what": what}
         if what in self._known:
-            update = update_knn(rows, num_neighbors, self._known[what], include_self=include_self, what=what)
+            update = update_knn(rows, num_neighbors, self._known[what], **how)
         else:
-            neighbors = cosine_knn(rows, num_neighbors, include_self=include_self, engine=chosen, what=what)
-            update = Updated(neighbors, num_rows, num_rows, num_rows, "the earlier store did not search them")
+            found = cosine_knn(rows, num_neighbors, **how, **options)
+            update = Updated(found, rows.shape[0], rows.shape[0], "the earlier store did not search them")
         because = f", all, since {update.reason}" if update.reason else ""
         logger.info("kNN of %s: %d of %d searched%s", what, update.num_searched, update.num_rows, because)
         self._updates[what] = update
-        report = SearchReport(chosen, {"searched": update.num_searched}, seconds=time.perf_counter() - started)
-        return FoundNeighbors(update.neighbors.index, update.neighbors.similarity, report)
+        return update.neighbors
 
 
-def _check_exact(stored: StoredGraph, parameters: Mapping[str, Any]) -> None:
+def _check_parameters(stored: StoredGraph, parameters: Mapping[str, Any]) -> None:
     found = stored.info["parameters"]
-    for what, report in stored.info.get("knn", {}).items():
-        if report["engine"] not in EXACT:
-            raise StoreError(
-                f"{stored.path}: the graph {what!r} was found by the approximate engine {report['engine']!r} and may "
-                f"lack neighbours, so an update could not be exact. {_REBUILD}"
-            )
     other = [
         f"{name} {found.get(name)} stored, {value} asked"
         for name, value in parameters.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from dream_pyg.bench.results import summarize
 from dream_pyg.bench.runs import RunLog
 from dream_pyg.bench.scaling import fit_power_law, ladder
 from dream_pyg.bench.workloads import Source, Workload, find_workload, power_law_pairs
-from dream_pyg.errors import ConfigError, DataError, StoreError
+from dream_pyg.errors import ConfigError, DataError, Interrupted, StoreError
 from dream_pyg.graph.knn import ArrayRows, cosine_knn
 
 ROWS = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
@@ -217,6 +218,26 @@ def test_what_is_done_is_not_done_again(machinery: Machinery, tmp_path: Path):
     assert [job[1] for job in machinery.jobs if job[0] == "exact-fp32"] == [800]
     assert len(log.runs) == 9
     assert all(json.loads(line) for line in runs.read_text().splitlines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_only_what_was_measured(
+    machinery: Machinery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
+    (tmp_path / ".rows-of-a-killed-process").mkdir()
+
+    def signalled(job: dict[str, Any], threads: int, limit: float) -> Outcome:
+        if len(machinery.jobs) == 2:
+            signal.raise_signal(number)
+        return machinery(job, threads, limit)
+
+    monkeypatch.setattr(graph, "run_job", signalled)
+    with pytest.raises(Interrupted, match=r"the benchmark at .* is saved so far\. Continue with"):
+        bench_graph([WORKLOAD], ["exact-fp32"], tmp_path, CONDITIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.jsonl"]
+    monkeypatch.setattr(graph, "run_job", machinery)
+    bench_graph([WORKLOAD], ["exact-fp32"], tmp_path, CONDITIONS)
+    assert [job[:2] for job in machinery.jobs] == [("exact-fp32", n) for n in (200, 400, 800, 800)]
 
 
 def test_what_would_take_too_long_is_extrapolated(machinery: Machinery, tmp_path: Path):

@@ -205,7 +205,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("engine", ["clusters", "ivf", "hnsw", "nndescent"])
+@pytest.mark.parametrize("engine", APPROXIMATE)
 def test_one_thread_and_one_seed_give_one_graph(clustered: NDArray[np.float16], engine: Engine, one_thread: None):
     first, second = (cosine_knn(ArrayRows(clustered), K, engine=engine, min_recall=0.9) for _ in range(2))
     np.testing.assert_array_equal(first.index, second.index)

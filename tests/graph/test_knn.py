@@ -144,12 +144,18 @@ def test_scale_does_not_matter():
 
 @pytest.mark.parametrize(
     ("num_rows", "num_neighbors", "include_self", "most"),
-    [(5, 5, False, 4), (5, 6, True, 5), (5, 0, False, 4), (5, -1, True, 5), (1, 1, False, 0), (2, 2, False, 1)],
+    [(5, 5, False, 4), (5, 6, True, 5), (5, 0, False, 4), (5, -1, True, 5), (2, 2, False, 1)],
 )
 def test_k_out_of_range_is_refused(num_rows: int, num_neighbors: int, include_self: bool, most: int):
     matrix = np.ones((num_rows, 2), dtype=np.float32)
     with pytest.raises(ConfigError, match=rf"between 1 and {most} for {num_rows} rows \(got {num_neighbors}\)"):
         search(matrix, num_neighbors, include_self=include_self)
+
+
+def test_one_row_has_no_neighbours():
+    with pytest.raises(ConfigError, match=r"1 rows cannot have neighbours; expected at least 2\. Give more rows\."):
+        search(np.ones((1, 2), dtype=np.float32), 1)
+    assert search(np.ones((1, 2), dtype=np.float32), 1, include_self=True).index.tolist() == [[0]]
 
 
 def test_every_k_in_range_is_accepted():

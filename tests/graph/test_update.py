@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dream_pyg import ConfigError, DatasetConfig, StoredGraph, StoreError, build_store, load_graph, update_store
-from dream_pyg.data.files import read_json, write_json
-from dream_pyg.graph import store
+from dream_pyg.data.features import Neighbors
 from dream_pyg.graph.knn import ArrayRows, cosine_knn, update
 from dream_pyg.graph.knn.update import Known, Updated, update_knn
+from dream_pyg.graph.relations import neighbors_of
 
 # Rows
 
@@ -75,6 +76,79 @@ def test_updated_neighbours_are_those_of_a_search(
     assert found.num_changed == (
         found.num_rows - (new == np.where((old_id >= 0)[:, None], old[old_id], np.nan)).all(1).sum()
     )
+
+
+# Lists of an approximate engine
+
+
+def lacking(found: Neighbors, share: float, generator: np.random.Generator) -> Neighbors:
+    """The same lists without a share of the rows in them."""
+    lost = generator.random(found.index.shape) < share
+    order = np.argsort(lost, axis=1, kind="stable")
+    index, similarity = np.where(lost, -1, found.index), np.where(lost, 0, found.similarity)
+    return Neighbors(np.take_along_axis(index, order, axis=1), np.take_along_axis(similarity, order, axis=1))
+
+
+def hits(found: NDArray[np.int64], expected: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of the expected neighbours (N, K) each row has found (N,)."""
+    return (found[:, :, None] == expected[:, None, :]).any(axis=1).sum(axis=1)
+
+
+def test_incomplete_lists_gain_new_rows_and_lose_none():
+    generator = np.random.default_rng(3)
+    old, added = generator.normal(size=(2, 400, 6)).astype(np.float32)
+    new = np.concatenate([old[10:], added[:5]])
+    old_id = np.concatenate([np.arange(10, 400), np.full(5, -1)])
+    before = lacking(cosine_knn(ArrayRows(old), 6), 0.02, generator)
+    known = Known(before, ArrayRows(old), old_id, complete=False)
+    found = update_knn(ArrayRows(new), 6, known, include_self=False, what="rows", engine="clusters", min_recall=0.9)
+    expected = cosine_knn(ArrayRows(new), 6)
+    lost = np.isin(before.index[10:], np.arange(10)).any(axis=1)
+    searched = np.append(lost, np.ones(5, dtype=bool))
+    assert found.num_searched == searched.sum() < 100
+    np.testing.assert_array_equal(found.neighbors.index[searched], expected.index[searched])
+    right = hits(found.neighbors.index, expected.index)
+    known_or_new = hits(before.index[10:] - 10, expected.index[:390]) + (expected.index[:390] >= 390).sum(axis=1)
+    np.testing.assert_array_equal(right[:390][~lost], known_or_new[~lost])
+    report = found.neighbors.report
+    assert (report.engine, report.parameters) == ("clusters", {"searched": found.num_searched})
+    assert report.num_measured == 395 - 395 * 250 // 650  # all rows: 250 of 650 are for choosing
+    assert report.recall == pytest.approx(right.sum() / (6 * 395), abs=0.02)
+    assert right.sum() < 6 * 395  # what was lacking is not looked for
+
+
+def test_complete_lists_stay_complete_where_a_build_would_not_be_exact():
+    generator = np.random.default_rng(4)
+    old = generator.normal(size=(300, 6)).astype(np.float32)
+    new = np.concatenate([old, generator.normal(size=(3, 6)).astype(np.float32)])
+    known = Known(cosine_knn(ArrayRows(old), 5), ArrayRows(old), np.append(np.arange(300), [-1] * 3))
+    found = update_knn(ArrayRows(new), 5, known, include_self=False, what="rows", engine="clusters")
+    np.testing.assert_array_equal(found.neighbors.index, cosine_knn(ArrayRows(new), 5).index)
+    assert (found.neighbors.report.engine, found.neighbors.report.recall) == ("exact", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("engine", "share", "most", "reason"),
+    [
+        ("exact", 0.0, 100, "the earlier lists may lack neighbours"),
+        ("clusters", 0.5, 100, "a recall of 0.* is below 0.98"),
+        ("clusters", 0.0, 2, "3 of 303 rows would have to be searched one by one"),
+    ],
+)
+def test_all_are_searched_where_lists_cannot_be_continued(
+    engine: Literal["exact", "clusters"], share: float, most: int, reason: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(update, "_MOST_ROWS", most)
+    generator = np.random.default_rng(5)
+    old = generator.normal(size=(300, 6)).astype(np.float32)
+    new = np.concatenate([old, generator.normal(size=(3, 6)).astype(np.float32)])
+    before = lacking(cosine_knn(ArrayRows(old), 5), share, generator)
+    known = Known(before, ArrayRows(old), np.append(np.arange(300), [-1] * 3), complete=False)
+    found = update_knn(ArrayRows(new), 5, known, include_self=False, what="rows", engine=engine)
+    assert re.fullmatch(reason, found.reason), found.reason
+    assert found.num_searched == 303
+    assert found.neighbors.report.engine == engine
+    assert hits(found.neighbors.index, cosine_knn(ArrayRows(new), 5).index).sum() >= 0.98 * 5 * 303
 
 
 def updated(old: NDArray[np.float32], new: NDArray[np.float32], old_id: NDArray[np.int64], k: int = 5) -> Updated:
@@ -272,12 +346,6 @@ def test_what_cannot_be_updated_is_refused(data: Path, tmp_path: Path):
     with pytest.raises(StoreError, match=r"num_neighbors 4 stored, 5 asked.*build the graph anew"):
         update_store(config, tmp_path / "graph", num_neighbors=5)
     update_store(config, tmp_path / "graph", num_neighbors=4, include_self=None)
-    info = read_json(tmp_path / "graph" / "graph.json")
-    del info["checksum"]
-    info["knn"] = {"item image_knn item": {"engine": "clusters"}}
-    write_json(tmp_path / "graph" / "graph.json", {**info, "checksum": store._checksum(info)})
-    with pytest.raises(StoreError, match=r"approximate engine 'clusters'.*Build the graph anew"):
-        update_store(config, tmp_path / "graph")
 
 
 def test_another_split_or_filter_is_refused(data: Path, tmp_path: Path):
@@ -307,3 +375,35 @@ def test_too_few_items_are_refused_as_in_a_build(data: Path, tmp_path: Path):
     without_items(data)
     with pytest.raises(ConfigError, match="between 1 and 37 for 38 items by image"):
         update_store(DatasetConfig.load(data), tmp_path / "graph")
+
+
+def test_a_store_of_an_approximate_engine_is_continued(tmp_path: Path):
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(20, 12))
+    features = (centres[np.arange(600) % 20] + 0.5 * generator.normal(size=(600, 12))).astype(np.float32)
+    pairs = [(f"u{user}", f"i{item:03}") for user in range(300) for item in (user, user + 150, 599 - user)]
+    pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row").write_csv(tmp_path / "clicks.csv")
+    ids = [f"i{item:03}" for item in range(600)]
+
+    def config(features: NDArray[np.float32]) -> DatasetConfig:
+        pl.DataFrame({"item_id": ids, "features": features.tolist()}).write_parquet(tmp_path / "image.parquet")
+        of_clicks = DatasetConfig.create(interactions=tmp_path / "clicks.csv")
+        return of_clicks.with_modality("image", features=tmp_path / "image.parquet")
+
+    old, _ = build_store(config(features), tmp_path / "graph", num_neighbors=5, engine="clusters")
+    assert old.info["knn"]["item image_knn item"]["engine"] == "clusters"
+    features[[5, 77]] = features[[77, 5]] + 0.01
+    found, updates = update_store(config(features), tmp_path / "graph", tmp_path / "new")
+    items = updates["items by image"]
+    assert 2 < items.num_searched < 60
+    assert not items.reason
+    report = found.info["knn"]["item image_knn item"]
+    assert report["engine"] == "clusters"
+    assert report["recall"] >= 0.98
+    assert report["num_measured"] > 200
+    expected = cosine_knn(ArrayRows(features), 5)
+    index = neighbors_of(found.graph, "item", "image").index
+    np.testing.assert_array_equal(index[[5, 77]], expected.index[[5, 77]])
+    assert hits(index, expected.index).sum() >= 0.98 * 5 * 600
+    # A build with these inputs and parameters would reuse it.
+    assert build_store(config(features), tmp_path / "new", num_neighbors=5, engine="clusters")[1]

@@ -71,8 +71,8 @@ def cosine_knn(
         num_neighbors: K, how many neighbours a row gets.
         include_self: Whether a row is the first of its own K neighbours (as in FREEDOM) or excluded.
         engine: How candidates are found: all of them by ``exact`` (fast) or ``flat`` (faiss), nearly all by
-            ``clusters`` (fast), ``ivf``, ``hnsw`` or ``nndescent`` (faiss). ``auto`` is ``exact`` or ``clusters``, by
-            size.
+            ``clusters`` (fast), ``ivf``, ``ivfpq``, ``hnsw`` or ``nndescent`` (faiss). ``auto`` is
+            ``exact`` or ``clusters``, by size.
         min_recall: The share of the true neighbours that an approximate engine has to find at least.
         device: Where ``exact`` multiplies.
         dtype: In what ``exact`` multiplies; by default in bfloat16 where the processor has units for it, else float32,
@@ -118,6 +118,8 @@ def check_num_neighbors(rows: Rows, num_neighbors: int, include_self: bool, what
     """
     num_rows, _ = rows.shape
     limit = num_rows if include_self else num_rows - 1
+    if not limit:
+        raise ConfigError(f"{num_rows} {what} cannot have neighbours; expected at least 2. Give more rows.")
     if not 1 <= num_neighbors <= limit:
         raise ConfigError(
             f"num_neighbors must be between 1 and {limit} for {num_rows} {what} (got {num_neighbors}). "

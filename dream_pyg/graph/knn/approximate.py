@@ -99,6 +99,12 @@ def approximate_candidates(
     )
 
 
+def measured_recall(rows: Rows, index: NDArray[np.int64], count: int, seed: int = 0) -> tuple[float, int]:
+    """The share of the ``count`` most similar rows in the lists of all (N, M), and on how many rows it was measured."""
+    sample = _samples(rows, count, seed)[1]
+    return sample.recall(rows, index[sample.id]), len(sample.id)
+
+
 def _indices(rows: Rows, engine: ApproximateEngine, count: int, seed: int, what: str) -> Iterator[Index]:
     """The ways to prepare the rows, each to be tried when the last does not do."""
     if engine != "clusters":
@@ -141,7 +147,9 @@ def _told(setting: Setting) -> str:
 
 def max_candidates(engine: ApproximateEngine, count: int) -> int:
     """M, how many candidates are kept for ``count`` neighbours, so that coarse scores cannot push these out."""
-    return count + count // 4 + 2 if engine == "clusters" else count + count // 2 + 8
+    if engine == "clusters":
+        return count + count // 4 + 2
+    return 3 * count + 10 if engine == "ivfpq" else count + count // 2 + 8
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ ScoreError = Callable[[Tensor | slice, Tensor], Tensor]
 """The most by which scores of about the given size (P,) of the given rows can be wrong (P,)."""
 
 _SLOTS_AT_ONCE = 16
+_WAITING_PER_ROW, _MOST_WAITING = 4, 1 << 20
+"""Many candidates are put into lists at once, for each time costs passes over all rows; too many would cost memory."""
 _FOUND = ("score", "index", "size", "cut", "dropped")
 
 
@@ -89,7 +91,7 @@ class CandidateLists:
         """Add candidates: the row each belongs to, its id and its score, each (C,)."""
         self._waiting.append((row, index.to(torch.int32), score))
         self._num_waiting += len(row)
-        if self._num_waiting > 4 * len(self.cut):  # Many at once, for each time costs passes over all rows.
+        if self._num_waiting > min(_WAITING_PER_ROW * len(self.cut), _MOST_WAITING):
             self.flush()
 
     def flush(self) -> None:

@@ -16,7 +16,7 @@ ChosenEngine = Literal["exact", "flat"] | ApproximateEngine
 Engine = Literal["auto"] | ChosenEngine
 EXACT: tuple[ChosenEngine, ...] = ("exact", "flat")
 """Those that leave no neighbour out."""
-APPROXIMATE: tuple[ChosenEngine, ...] = ("clusters", "ivf", "hnsw", "nndescent")
+APPROXIMATE: tuple[ChosenEngine, ...] = ("clusters", "ivf", "ivfpq", "hnsw", "nndescent")
 ENGINES: tuple[Engine, ...] = ("auto", *EXACT, *APPROXIMATE)
 
 logger = logging.getLogger("dream_pyg")

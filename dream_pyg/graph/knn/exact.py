@@ -125,6 +125,7 @@ def exact_candidates(
     for dtype in dtypes[1:]:
         if ranks.first_says(_settles(product, count)):
             break
+        del product  # before the next takes as much memory
         product = RowProduct(rows, dtype, device)
     return select_candidates(product, count, steps)
 

@@ -1,8 +1,8 @@
-"""The approximate indices of faiss: inverted file, HNSW and NN-descent.
+"""The approximate indices of faiss: inverted files, of rows or of product-quantised ones, HNSW and NN-descent.
 
 All work by Euclidean distance, which orders unit rows as their cosine does and, unlike it, survives the centring of
-PCA. Rows of many features are first reduced by it, and stored in float16 where the index can; the exact ranking makes
-good for both.
+PCA. Rows of many features are first reduced by it, and stored in float16 or in four bits a feature where the index
+can; the exact ranking makes good for all that.
 
 Note:
     HNSW and NN-descent insert rows from several threads at once, so that only one thread gives the same lists again.
@@ -21,13 +21,15 @@ from dream_pyg.data.progress import progress
 from dream_pyg.graph.knn.report import Setting
 from dream_pyg.graph.knn.rows import Rows, present_unit_rows, some_unit_rows, unit_rows
 
-FaissEngine = Literal["ivf", "hnsw", "nndescent"]
+FaissEngine = Literal["ivf", "ivfpq", "hnsw", "nndescent"]
 
 _BLOCK_BYTES = 32 << 20
 _REDUCED_FEATURES = 128
 _REDUCED_FROM = 256
 _PCA_ROWS = 1 << 14
 _IVF_ROWS_PER_LIST = 64
+_FAST_SCANNED_ROWS = 1 << 12
+"""What the fast scan of faiss notes down for each row and list adds up, so few rows are searched at a time."""
 _HNSW_LINKS = 32
 _HNSW_BUILD_EFFORT = 80
 _DEGREES = (32, 64, 128)
@@ -63,11 +65,12 @@ class FaissIndex:
             self.settings = [{"degree": degree} for degree in degrees]
             self._graph: tuple[int, NDArray[np.int64]] = (0, np.zeros((0, 0), dtype=np.int64))
             return
-        if engine == "ivf":
+        if engine in ("ivf", "ivfpq"):
             num_lists = max(1, min(round(2 * num_rows**0.5), num_rows // 40))
             self.settings = [{"nprobe": 2**power} for power in range(int(math.log2(num_lists)))]
             self.settings.append({"nprobe": num_lists})
-            self._index = faiss.index_factory(width, f"IVF{num_lists},SQfp16")
+            stored = "SQfp16" if engine == "ivf" else f"PQ{width}x4fs"
+            self._index = faiss.index_factory(width, f"IVF{num_lists},{stored}")
             self._index.cp.seed = seed + 1
             self.parameters |= {"lists": num_lists}
             self._index.train(self._project(self._sample(generator, _IVF_ROWS_PER_LIST * num_lists)))
@@ -93,14 +96,15 @@ class FaissIndex:
         """
         if self._engine == "nndescent":
             return self._neighbors(setting["degree"])[wanted, :width]
-        if self._engine == "ivf":
+        if self._engine in ("ivf", "ivfpq"):
             self._index.nprobe = setting["nprobe"]
         else:
             self._index.hnsw.efSearch = setting["efSearch"]
         result = np.full((len(wanted), width), -1, dtype=np.int64)
-        starts = range(0, len(wanted), self._step)
+        step = min(self._step, _FAST_SCANNED_ROWS) if self._engine == "ivfpq" else self._step
+        starts = range(0, len(wanted), step)
         for start in progress(starts, f"kNN of {self._what}") if len(wanted) == self._rows.shape[0] else starts:
-            ids = wanted[start : start + self._step]
+            ids = wanted[start : start + step]
             block = unit_rows(self._rows.take_rows(ids), np.float32)
             present = block.any(axis=1)
             found = self._index.search(self._project(block[present]), width + 1)[1]
@@ -152,6 +156,7 @@ def faiss_bytes(engine: FaissEngine, num_rows: int, num_features: int) -> int:
     training = 4 * num_features * min(num_rows, max(_PCA_ROWS, _IVF_ROWS_PER_LIST * 2 * round(num_rows**0.5)))
     per_row = {
         "ivf": 2 * width + 16,
+        "ivfpq": width // 2 + 16,
         "hnsw": 2 * width + 4 * (2 * _HNSW_LINKS + 16),
         # rows twice, for all are added at once; a pool of neighbours with distances; the graph in two forms
         "nndescent": 2 * 4 * width + 24 * (_DEGREES[1] + _POOL_BEYOND_DEGREE) + 16 * _DEGREES[1],

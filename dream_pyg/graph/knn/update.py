@@ -1,12 +1,14 @@
 """Neighbours of rows that have changed a little: old lists are kept where nothing can have changed.
 
 A row whose features changed is searched among all rows, and so is one that lost a neighbour from its list. Any other
-row keeps its list, into which those of the changed rows come that are similar enough.
+row keeps its list, into which those of the changed rows come that are similar enough. All that is exact: a list that
+lacked nothing lacks nothing then, and one that did finds no fewer than before.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +20,11 @@ from dream_pyg import ranks
 from dream_pyg.data.features import Neighbors
 from dream_pyg.data.progress import progress
 from dream_pyg.graph.knn import check_num_neighbors, cosine_knn
+from dream_pyg.graph.knn.approximate import measured_recall
 from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists, Candidates
+from dream_pyg.graph.knn.choice import EXACT, ChosenEngine
 from dream_pyg.graph.knn.refine import as_neighbors, nearest_of
+from dream_pyg.graph.knn.report import FoundNeighbors, SearchReport
 from dream_pyg.graph.knn.rows import Rows, unit_rows
 
 _BLOCK_BYTES = 48 << 20
@@ -27,6 +32,8 @@ _ROUNDING = 2.0**-15
 """Many times what a cosine in float32 is wrong by."""
 _LARGEST_SHARE = 0.25
 """Of rows to search: a search of all costs no more, for it multiplies each pair once and in lower precision."""
+_MOST_ROWS = 5_000
+"""To search where an approximate engine could search all: it takes about as long as to compare so many with all."""
 
 
 class Known(NamedTuple):
@@ -35,32 +42,53 @@ class Known(NamedTuple):
     neighbors: Neighbors
     rows: Rows  # (M, F)
     old_id: NDArray[np.int64]  # (N,) what each of the rows of today was then, -1 for a new one
+    complete: bool = True  # whether no neighbour was left out
 
 
 class Updated(NamedTuple):
     """The neighbours of today, and what it took to find them."""
 
-    neighbors: Neighbors
-    num_rows: int
+    neighbors: FoundNeighbors
     num_changed: int
     num_searched: int
     reason: str
     """Why all rows were searched, or empty."""
 
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.neighbors.index)
 
-def update_knn(rows: Rows, num_neighbors: int, known: Known, *, include_self: bool, what: str) -> Updated:
+
+def update_knn(
+    rows: Rows,
+    num_neighbors: int,
+    known: Known,
+    *,
+    include_self: bool,
+    what: str,
+    engine: ChosenEngine = "exact",
+    min_recall: float = 0.98,
+) -> Updated:
     """The neighbours that :func:`~dream_pyg.graph.knn.cosine_knn` finds, from those of an earlier state of the rows.
+
+    From complete lists they become complete lists. From others, of which neighbours may be missing, as many are
+    missing at most, and the recall is measured; where it is too low, all rows are searched.
 
     Args:
         rows: The rows (N, F).
         num_neighbors: K, as of the known neighbours.
-        known: What was found before, by an exact search.
+        known: What was found before.
         include_self: As for the known neighbours.
         what: What the rows are, for progress and errors.
+        engine: What searches all rows if that is faster, or needed to leave none out.
+        min_recall: The share of the true neighbours that an approximate engine has to find at least.
 
     Raises:
         ConfigError: If K is not between 1 and N - 1 (N with self).
+        SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
     """
+    started = time.perf_counter()
     count = check_num_neighbors(rows, num_neighbors, include_self, what)
     old_id = known.old_id
     changed = _changed(rows, known)
@@ -70,20 +98,34 @@ def update_knn(rows: Rows, num_neighbors: int, known: Known, *, include_self: bo
     old_index = np.where(changed[:, None], -1, known.neighbors.index[old_id])[:, include_self:]
     index = new_id[old_index]
     searched = changed | ((index < 0) & (old_index >= 0)).any(axis=1)
-    reason = ""
+    num_searched, num_changed = int(searched.sum()), int(changed.sum())
+
+    def search_all(reason: str) -> Updated:
+        neighbors = cosine_knn(
+            rows, num_neighbors, include_self=include_self, engine=engine, min_recall=min_recall, what=what
+        )
+        return Updated(neighbors, num_changed, len(searched), reason)
+
+    if not known.complete and engine in EXACT:
+        return search_all("the earlier lists may lack neighbours")
     if (np.diff(old_id[~changed]) < 0).any():
-        reason = "the order of ids, which decides ties, is another"
-    elif searched.sum() > _LARGEST_SHARE * len(searched):
-        reason = f"{searched.sum():,} of {len(searched):,} rows would have to be searched one by one"
-    if reason:
-        neighbors: Neighbors = cosine_knn(rows, num_neighbors, include_self=include_self, what=what)
-        return Updated(neighbors, len(searched), int(changed.sum()), len(searched), reason)
+        return search_all("the order of ids, which decides ties, is another")
+    most = _LARGEST_SHARE * len(searched)
+    if num_searched > (most if engine in EXACT else min(most, _MOST_ROWS)):
+        return search_all(f"{num_searched:,} of {len(searched):,} rows would have to be searched one by one")
     similarity = np.where(searched[:, None], 0, known.neighbors.similarity[old_id][:, include_self:]).astype(np.float32)
-    if searched.any() and count:
+    if num_searched and count:
         found = _search(rows, changed, searched, np.where(index >= 0, similarity, -np.inf), count, what)
         similarity, index = _join(rows, found, searched, similarity, index)
+    report = SearchReport(engine if engine in EXACT or not known.complete else "exact", {"searched": num_searched})
+    if not known.complete:
+        recall, num_measured = measured_recall(rows, index, count)
+        report = replace(report, recall=recall, num_measured=num_measured)
+        if report.recall < min_recall:
+            return search_all(f"a recall of {report.recall:.4f} is below {min_recall}")
     neighbors = as_neighbors(rows, similarity, index, include_self=include_self)
-    return Updated(neighbors, len(searched), int(changed.sum()), int(searched.sum()), "")
+    report = replace(report, seconds=time.perf_counter() - started)
+    return Updated(FoundNeighbors(neighbors.index, neighbors.similarity, report), num_changed, num_searched, "")
 
 
 def _changed(rows: Rows, known: Known) -> NDArray[np.bool_]:
