@@ -42,7 +42,7 @@ _MANY_ROWS = 1 << 14
 GROUP = 16
 """Scores are looked at in groups, by their maximum; rows are padded to whole groups."""
 _PREPARED_BYTES = 4 << 20
-_SAMPLED_ROWS = 512
+_SAMPLED_ROWS, _SAMPLED_ROWS_FOR_ONE = 512, 128
 _DIRECTIONS = 32
 """Integers cost a pass over the scores anyway; many directions then cost little more than one."""
 _WORTHWHILE_SHARE = 0.25
@@ -336,7 +336,8 @@ class RowProduct:
 
     def _common_directions(self, count: int) -> Tensor:
         """The orthonormal directions that unit rows have most of (F, D), or zeros where one alone has little."""
-        sample = np.unique(np.linspace(0, self.num_rows - 1, _SAMPLED_ROWS).astype(np.int64))
+        size = _SAMPLED_ROWS if count > 1 else _SAMPLED_ROWS_FOR_ONE
+        sample = np.unique(np.linspace(0, self.num_rows - 1, size).astype(np.int64))
         rows = unit(torch.from_numpy(self._rows.take_rows(sample)).to(self._device)).double()
         count = min(count, self.num_features, len(sample))
         share, mixture = (part[..., -count:] for part in torch.linalg.eigh(rows @ rows.T / len(sample)))
