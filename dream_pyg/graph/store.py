@@ -74,7 +74,8 @@ class StoredGraph:
         """Identifies inputs, parameters and format.
 
         Equal fingerprints mean equal graphs, but for rounding on another processor and for what an approximate search
-        finds on another day: ``hnsw`` and ``nndescent`` with several threads, all of them in another version.
+        finds on another day: ``hnsw`` and ``nndescent`` with several threads, all of them in another version or in an
+        update of an earlier graph.
         """
         return str(self.info["fingerprint"])
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dream_pyg.data.progress import progress
@@ -26,7 +27,7 @@ FaissEngine = Literal["ivf", "ivfpq", "hnsw", "nndescent"]
 _BLOCK_BYTES = 32 << 20
 _REDUCED_FEATURES = 128
 _REDUCED_FROM = 256
-_PCA_ROWS = 1 << 14
+_PCA_ROWS = 1 << 12
 _IVF_ROWS_PER_LIST = 64
 _FAST_SCANNED_ROWS = 1 << 12
 """What the fast scan of faiss notes down for each row and list adds up, so few rows are searched at a time."""
@@ -55,7 +56,7 @@ class FaissIndex:
         self._step = max(1, _BLOCK_BYTES // (4 * num_features))
         generator = np.random.default_rng(seed)
         self._index: Any = None
-        self._reduce = _pca(self._sample(generator, _PCA_ROWS)) if num_features > _REDUCED_FROM else None
+        self._reduce = _pca(self._sample(generator, _PCA_ROWS), seed) if num_features > _REDUCED_FROM else None
         width = _width(num_features)
         self._id: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each row in the index; rows of zeros are not
         self.parameters: dict[str, Any] = {"features": width}
@@ -146,8 +147,10 @@ class FaissIndex:
         return some_unit_rows(self._rows, size, generator)[0]
 
     def _project(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
-        block = np.ascontiguousarray(block)
-        return block if self._reduce is None else self._reduce.apply(block)
+        if self._reduce is None:
+            return np.ascontiguousarray(block)
+        directions, centre = self._reduce
+        return block @ directions - centre
 
 
 def faiss_bytes(engine: FaissEngine, num_rows: int, num_features: int) -> int:
@@ -168,7 +171,14 @@ def _width(num_features: int) -> int:
     return _REDUCED_FEATURES if num_features > _REDUCED_FROM else num_features
 
 
-def _pca(sample: NDArray[np.float32]) -> Any:
-    reduce = faiss.PCAMatrix(sample.shape[1], _REDUCED_FEATURES, 0, True)  # randomly rotated, for even components
-    reduce.train(sample)
-    return reduce
+def _pca(sample: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Principal directions (F, D), rotated at random for even components, and the projected mean (D,).
+
+    By a randomised decomposition: that of faiss takes minutes where rows have thousands of features.
+    """
+    rows = torch.from_numpy(sample)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        directions = torch.pca_lowrank(rows, _REDUCED_FEATURES)[2]
+        directions = directions @ torch.linalg.qr(torch.randn(2 * [directions.size(1)])).Q
+    return directions.numpy(), (rows.mean(dim=0) @ directions).numpy()
