@@ -56,7 +56,9 @@ class FaissIndex:
         self._step = max(1, _BLOCK_BYTES // (4 * num_features))
         generator = np.random.default_rng(seed)
         self._index: Any = None
-        self._reduce = _pca(self._sample(generator, _PCA_ROWS), seed) if num_features > _REDUCED_FROM else None
+        self._reduce: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        if num_features > _REDUCED_FROM:
+            self._reduce = _pca(some_unit_rows(rows, _PCA_ROWS, generator)[0], seed)
         width = _width(num_features)
         self._id: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each row in the index; rows of zeros are not
         self.parameters: dict[str, Any] = {"features": width}
@@ -74,14 +76,14 @@ class FaissIndex:
             self._index = faiss.index_factory(width, f"IVF{num_lists},{stored}")
             self._index.cp.seed = seed + 1
             self.parameters |= {"lists": num_lists}
-            self._index.train(self._project(self._sample(generator, _IVF_ROWS_PER_LIST * num_lists)))
+            self._index.train(self._sample(generator, _IVF_ROWS_PER_LIST * num_lists))
         else:
             first = 1 << (2 * count).bit_length()
             self.settings = [{"efSearch": first * 2**power} for power in range(7)]
             self._index = faiss.index_factory(width, f"HNSW{_HNSW_LINKS}_SQfp16")
             self._index.hnsw.efConstruction = _HNSW_BUILD_EFFORT
             self.parameters |= {"links": _HNSW_LINKS, "efConstruction": _HNSW_BUILD_EFFORT}
-            self._index.train(self._project(self._sample(generator, _PCA_ROWS)))
+            self._index.train(self._sample(generator, _PCA_ROWS))
         self._add(self._index)
 
     def search(self, wanted: NDArray[np.int64], width: int, setting: Setting) -> NDArray[np.int64]:
@@ -144,7 +146,7 @@ class FaissIndex:
             index.add(np.concatenate(held))
 
     def _sample(self, generator: np.random.Generator, size: int) -> NDArray[np.float32]:
-        return some_unit_rows(self._rows, size, generator)[0]
+        return some_unit_rows(self._rows, size, generator, self._project)[0]
 
     def _project(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._reduce is None:
@@ -156,7 +158,8 @@ class FaissIndex:
 def faiss_bytes(engine: FaissEngine, num_rows: int, num_features: int) -> int:
     """About how much memory a :class:`FaissIndex` of some rows takes, beside the candidates."""
     width = _width(num_features)
-    training = 4 * num_features * min(num_rows, max(_PCA_ROWS, _IVF_ROWS_PER_LIST * 2 * round(num_rows**0.5)))
+    num_trained = max(_PCA_ROWS, _IVF_ROWS_PER_LIST * 2 * round(num_rows**0.5))
+    training = 4 * (num_features * min(num_rows, _PCA_ROWS) + width * min(num_rows, num_trained))
     per_row = {
         "ivf": 2 * width + 16,
         "ivfpq": width // 2 + 16,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,9 +88,19 @@ def measured(rows: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def some_unit_rows(
-    rows: Rows, number: int, generator: np.random.Generator
+    rows: Rows,
+    number: int,
+    generator: np.random.Generator,
+    reduce: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Random rows that differ from zero, at most ``number``, with norm 1 in float32 (P, F), and their ids (P,)."""
+    """Random rows that differ from zero, at most ``number``, with norm 1 in float32 (P, F), and their ids (P,).
+
+    Args:
+        rows: The rows (N, F).
+        number: How many are wanted.
+        generator: What draws them.
+        reduce: Applied to some rows at a time (B, F), so that memory never holds all whole.
+    """
     num_rows, num_features = rows.shape
     order = generator.permutation(num_rows)
     step = min(number, max(1, _SAMPLED_BYTES // (4 * num_features)))
@@ -98,7 +109,7 @@ def some_unit_rows(
         chosen = order[start : start + step]
         unit = unit_rows(rows.take_rows(chosen), np.float32)
         present = unit.any(axis=1)
-        units.append(unit[present])
+        units.append(unit[present] if reduce is None else reduce(unit[present]))
         ids.append(chosen[present])
         found += len(ids[-1])
         if found >= number:
