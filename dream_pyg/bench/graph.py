@@ -101,8 +101,8 @@ def bench_graph(
             )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    log = RunLog(out / RUNS_FILE, describe_machine())
     with continuable(out, "the benchmark"):
+        log = RunLog(out / RUNS_FILE, describe_machine())
         for left in out.glob(f"{_SCRATCH}*"):  # by a process that was killed
             shutil.rmtree(left)
         _measure_gemm(log, conditions)

@@ -45,7 +45,7 @@ from dream_pyg.graph.store import (
 
 logger = logging.getLogger("dream_pyg")
 
-_REBUILD = "Build the graph anew with `dream-pyg build-graph`."
+_REBUILD = "build the graph anew with `dream-pyg build-graph`."
 
 
 def update_store(
@@ -130,24 +130,13 @@ class _Continuation:
                 self._known[f"{node}s by {modality}"] = Known(neighbors, rows, old_id[node], complete)
         self._updates = updates
 
-    def search(
-        self,
-        rows: Rows,
-        num_neighbors: int,
-        *,
-        include_self: bool,
-        engine: Engine,
-        min_recall: float,
-        what: str,
-        **options: Any,
-    ) -> FoundNeighbors:
+    def search(self, rows: Rows, num_neighbors: int, *, engine: Engine, what: str, **how: Any) -> FoundNeighbors:
         """As :func:`~dream_pyg.graph.knn.cosine_knn`, from what is known."""
         chosen = choose_engine(engine, *rows.shape, what)
-        how: dict[str, Any] = {"engine": chosen, "min_recall": min_recall, "include_self": include_self, "what": what}
         if what in self._known:
-            update = update_knn(rows, num_neighbors, self._known[what], **how)
+            update = update_knn(rows, num_neighbors, self._known[what], engine=chosen, what=what, **how)
         else:
-            found = cosine_knn(rows, num_neighbors, **how, **options)
+            found = cosine_knn(rows, num_neighbors, engine=chosen, what=what, **how)
             update = Updated(found, rows.shape[0], rows.shape[0], "the earlier store did not search them")
         because = f", all, since {update.reason}" if update.reason else ""
         logger.info("kNN of %s: %d of %d searched%s", what, update.num_searched, update.num_rows, because)
@@ -165,7 +154,7 @@ def _check_parameters(stored: StoredGraph, parameters: Mapping[str, Any]) -> Non
     if other:
         raise StoreError(
             f"{stored.path} has other parameters ({'; '.join(other)}), and an update keeps them. Leave them out, or "
-            f"{_REBUILD[0].lower()}{_REBUILD[1:]}"
+            f"{_REBUILD}"
         )
 
 
@@ -178,7 +167,7 @@ def _check_same(stored: StoredGraph, config: DatasetConfig) -> None:
     if other:
         raise StoreError(
             f"{stored.path} was made in another way (here = this dataset, there = the store): {'; '.join(other)}. An "
-            f"update keeps that. Leave it as it was, or {_REBUILD[0].lower()}{_REBUILD[1:]}"
+            f"update keeps that. Leave it as it was, or {_REBUILD}"
         )
 
 

@@ -23,6 +23,7 @@ from dream_pyg.bench.results import summarize
 from dream_pyg.bench.runs import RunLog
 from dream_pyg.bench.scaling import fit_power_law, ladder
 from dream_pyg.bench.workloads import Source, Workload, find_workload, power_law_pairs
+from dream_pyg.data.files import held
 from dream_pyg.errors import ConfigError, DataError, Interrupted, StoreError
 from dream_pyg.graph.knn import ArrayRows, cosine_knn
 
@@ -238,6 +239,16 @@ def test_a_signal_leaves_only_what_was_measured(
     monkeypatch.setattr(graph, "run_job", machinery)
     bench_graph([WORKLOAD], ["exact-fp32"], tmp_path, CONDITIONS)
     assert [job[:2] for job in machinery.jobs] == [("exact-fp32", n) for n in (200, 400, 800, 800)]
+
+
+def test_two_cannot_measure_into_one_directory(machinery: Machinery, tmp_path: Path):
+    runs = tmp_path / "runs.jsonl"
+    runs.write_text('{"machine": of the one that has not ended its li')
+    before = runs.read_bytes()
+    with held(tmp_path, "the benchmark"), pytest.raises(StoreError, match="Another process works on the benchmark"):
+        bench_graph([WORKLOAD], ["exact-fp32"], tmp_path, CONDITIONS)
+    assert runs.read_bytes() == before
+    assert not machinery.jobs
 
 
 def test_what_would_take_too_long_is_extrapolated(machinery: Machinery, tmp_path: Path):

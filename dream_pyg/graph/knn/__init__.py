@@ -71,8 +71,8 @@ def cosine_knn(
         num_neighbors: K, how many neighbours a row gets.
         include_self: Whether a row is the first of its own K neighbours (as in FREEDOM) or excluded.
         engine: How candidates are found: all of them by ``exact`` (fast) or ``flat`` (faiss), nearly all by
-            ``clusters`` (fast), ``ivf``, ``ivfpq``, ``hnsw`` or ``nndescent`` (faiss). ``auto`` is
-            ``exact`` or ``clusters``, by size.
+            ``clusters`` (fast), ``ivf``, ``ivfpq``, ``hnsw`` or ``nndescent`` (faiss). ``auto`` is ``exact`` or
+            ``clusters``, by size.
         min_recall: The share of the true neighbours that an approximate engine has to find at least.
         device: Where ``exact`` multiplies.
         dtype: In what ``exact`` multiplies; by default in bfloat16 where the processor has units for it, else float32,

@@ -101,7 +101,8 @@ def approximate_candidates(
 
 def measured_recall(rows: Rows, index: NDArray[np.int64], count: int, seed: int = 0) -> tuple[float, int]:
     """The share of the ``count`` most similar rows in the lists of all (N, M), and on how many rows it was measured."""
-    sample = _samples(rows, count, seed)[1]
+    query, chosen, at = _drawn(rows, seed)
+    sample = _Sample(chosen[at:], _exhaustive(rows, chosen[at:], query[at:], count))
     return sample.recall(rows, index[sample.id]), len(sample.id)
 
 
@@ -179,10 +180,15 @@ class _Sample:
 
 def _samples(rows: Rows, count: int, seed: int) -> tuple[_Sample, _Sample]:
     """Two samples without a common row, none of them of zeros: to choose by and to measure by."""
-    query, chosen = some_unit_rows(rows, NUM_CHOOSING + NUM_MEASURED, np.random.default_rng(seed + 2))
+    query, chosen, at = _drawn(rows, seed)
     cosine = _exhaustive(rows, chosen, query, count)
-    at = len(chosen) * NUM_CHOOSING // (NUM_CHOOSING + NUM_MEASURED)
     return _Sample(chosen[:at], cosine[:at]), _Sample(chosen[at:], cosine[at:])
+
+
+def _drawn(rows: Rows, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
+    """Unit rows of both samples (S, F), their ids (S,), and where the one to measure by begins."""
+    query, chosen = some_unit_rows(rows, NUM_CHOOSING + NUM_MEASURED, np.random.default_rng(seed + 2))
+    return query, chosen, len(chosen) * NUM_CHOOSING // (NUM_CHOOSING + NUM_MEASURED)
 
 
 def _exhaustive(rows: Rows, chosen: NDArray[np.int64], query: NDArray[np.float32], count: int) -> NDArray[np.float32]:

@@ -43,6 +43,7 @@ GROUP = 16
 """Scores are looked at in groups, by their maximum; rows are padded to whole groups."""
 _PREPARED_BYTES = 4 << 20
 _SAMPLED_ROWS, _SAMPLED_ROWS_FOR_ONE = 512, 128
+"""The fewer are enough for one direction, and decomposed at once where the others delay small searches."""
 _DIRECTIONS = 32
 """Integers cost a pass over the scores anyway; many directions then cost little more than one."""
 _WORTHWHILE_SHARE = 0.25

@@ -89,6 +89,7 @@ def update_knn(
         SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
     """
     started = time.perf_counter()
+    exactly = engine in EXACT
     count = check_num_neighbors(rows, num_neighbors, include_self, what)
     old_id = known.old_id
     changed = _changed(rows, known)
@@ -106,18 +107,18 @@ def update_knn(
         )
         return Updated(neighbors, num_changed, len(searched), reason)
 
-    if not known.complete and engine in EXACT:
+    if exactly and not known.complete:
         return search_all("the earlier lists may lack neighbours")
     if (np.diff(old_id[~changed]) < 0).any():
         return search_all("the order of ids, which decides ties, is another")
     most = _LARGEST_SHARE * len(searched)
-    if num_searched > (most if engine in EXACT else min(most, _MOST_ROWS)):
+    if num_searched > (most if exactly else min(most, _MOST_ROWS)):
         return search_all(f"{num_searched:,} of {len(searched):,} rows would have to be searched one by one")
     similarity = np.where(searched[:, None], 0, known.neighbors.similarity[old_id][:, include_self:]).astype(np.float32)
     if num_searched and count:
         found = _search(rows, changed, searched, np.where(index >= 0, similarity, -np.inf), count, what)
         similarity, index = _join(rows, found, searched, similarity, index)
-    report = SearchReport(engine if engine in EXACT or not known.complete else "exact", {"searched": num_searched})
+    report = SearchReport("exact" if known.complete and not exactly else engine, {"searched": num_searched})
     if not known.complete:
         recall, num_measured = measured_recall(rows, index, count)
         report = replace(report, recall=recall, num_measured=num_measured)
