@@ -101,21 +101,25 @@ class CandidateLists:
         row, index, score = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting, self._num_waiting = [], 0
         kept = (score >= self.cut[row]).nonzero().view(-1)
-        row, order = torch.sort(row[kept], stable=True)
+        row, order = torch.sort(row[kept].to(torch.int32), stable=True)  # faster than 64 bits
         kept = kept[order]
         index, score = index[kept], score[kept]
-        added = torch.bincount(row, minlength=len(self.cut))
-        slot = torch.arange(len(row), device=row.device) - (added.cumsum(0) - added)[row]
-        fits = (self.size + added <= self.score.size(1))[row]
+        num_rows, room = self.score.shape
+        added = torch.bincount(row, minlength=num_rows)
+        first = added.cumsum(0) - added
+        place = (torch.arange(0, num_rows * room, room, device=row.device) + self.size - first)[row]
+        place += torch.arange(len(row), device=row.device)
+        fits = (self.size + added <= room)[row]
         now = fits.nonzero().view(-1)
-        place = row[now] * self.score.size(1) + self.size[row[now]] + slot[now]
-        self.score.view(-1)[place] = score[now]
-        self.index.view(-1)[place] = index[now]
+        self.score.view(-1)[place[now]] = score[now]
+        self.index.view(-1)[place[now]] = index[now]
         self.size += added  # of rows that are full as well, which are counted anew below
-        for first in range(0, int(slot.max()) + 1 if len(slot) else 0, _SLOTS_AT_ONCE):
-            now = (~fits & (slot >= first) & (slot < first + _SLOTS_AT_ONCE)).nonzero().view(-1)
-            if len(now):
-                self._merge(row[now], slot[now] - first, index[now], score[now])
+        late = (~fits).nonzero().view(-1)
+        slot = late - first[row[late]]
+        for start in range(0, int(slot.max()) + 1 if len(slot) else 0, _SLOTS_AT_ONCE):
+            chosen = ((slot >= start) & (slot < start + _SLOTS_AT_ONCE)).nonzero().view(-1)
+            now = late[chosen]
+            self._merge(row[now].long(), slot[chosen] - start, index[now], score[now])
 
     def _merge(self, row: Tensor, slot: Tensor, index: Tensor, score: Tensor) -> None:
         """Add to rows that are full, and keep the best."""

@@ -193,7 +193,7 @@ def _select_from_tile(lists: CandidateLists, product: Product, tile: Tile) -> No
     largest = _largest(score, dim=1).float()
     if tile.column == 0 and largest.size(1) >= lists.count:
         # Each group has a score that high: together they are the first cut of rows that know nobody yet.
-        lists.raise_cut(rows, largest.topk(lists.count, dim=1).values[:, -1])
+        lists.raise_cut(rows, _highest(largest, lists.count))
     cut = lists.cut[rows]
     row, start = _positions(largest >= cut[:, None])
     found = score.unflatten(1, (GROUP, -1))[row, :, start].float()
@@ -213,6 +213,14 @@ def _select_from_tile(lists: CandidateLists, product: Product, tile: Tile) -> No
 def _largest(values: Tensor, dim: int) -> Tensor:
     """The maximum of each group, whose members lie far apart: those side by side in memory take eight times longer."""
     return values.unflatten(dim, (GROUP, -1)).amax(dim)
+
+
+def _highest(values: Tensor, count: int) -> Tensor:
+    """The ``count``-th highest value of each row."""
+    if values.is_cuda:
+        return values.topk(count, dim=1).values[:, -1]
+    place = values.size(1) - count
+    return torch.from_numpy(np.partition(values.numpy(), place, axis=1)[:, place])  # Three times as fast as PyTorch.
 
 
 def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,8 @@ def _rank_block(
     index = np.pad(candidates.index, ((0, 0), (0, max(0, count + 1 - candidates.width))), constant_values=-1)
     cosine = np.full(index.shape, -np.inf)
     measure(mine, index, index >= 0, cosine)
-    cosine, index = ranked(cosine, index)
+    order = np.argsort(-cosine, axis=1)  # Ties are in doubt, and put in order below.
+    cosine, index = (np.take_along_axis(part, order, axis=1) for part in (cosine, index))
     last = cosine[:, count - 1].copy()
     # Only what can be among the first K stays.
     within = cosine >= (last - 2 * _UNCERTAINTY)[:, None]
