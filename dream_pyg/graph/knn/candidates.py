@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dream_pyg.graph.knn.tables import Tables
+
 ScoreError = Callable[[Tensor | slice, Tensor], Tensor]
 """The most by which scores of about the given size (P,) of the given rows can be wrong (P,)."""
 
 _SLOTS_AT_ONCE = 16
-_WAITING_PER_ROW, _MOST_WAITING = 4, 1 << 20
-"""Many candidates are put into lists at once, for each time costs passes over all rows; too many would cost memory."""
+_WAITING_PER_ROW, _MOST_WAITING = 4, 1 << 19
+"""Many candidates are put into lists at once, for each time has its costs; too many would cost memory."""
 _FOUND = ("score", "index", "size", "cut", "dropped")
 
 
@@ -74,9 +76,10 @@ class CandidateLists:
     def __init__(self, num_rows: int, count: int, error: ScoreError, device: torch.device) -> None:
         room = min(list_room(count), max(count, num_rows))
         self.count = count
-        self.score = torch.full((num_rows, room), -torch.inf, device=device)
-        self.index = torch.full((num_rows, room), -1, dtype=torch.int32, device=device)
-        self.size = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._tables = Tables(device)
+        self.score = self._tables.full(num_rows, room, -torch.inf, torch.float32)
+        self.index = self._tables.full(num_rows, room, -1, torch.int32)
+        self.size = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self.cut = torch.full((num_rows,), -torch.inf, device=device)
         self.dropped = torch.full((num_rows,), -torch.inf, device=device)  # the best that there was no room for
         self._error = error
@@ -98,28 +101,29 @@ class CandidateLists:
         """Put what was added into the lists, and make room in those that are full."""
         if not self._num_waiting:
             return
+        self._tables.let_go()
         row, index, score = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting, self._num_waiting = [], 0
         kept = (score >= self.cut[row]).nonzero().view(-1)
-        row, order = torch.sort(row[kept].to(torch.int32), stable=True)  # faster than 64 bits
+        row, order = torch.sort(row[kept].int(), stable=True)  # faster than 64 bits
         kept = kept[order]
         index, score = index[kept], score[kept]
-        num_rows, room = self.score.shape
-        added = torch.bincount(row, minlength=num_rows)
+        changed, own, added = torch.unique_consecutive(row.long(), return_inverse=True, return_counts=True)
         first = added.cumsum(0) - added
-        place = (torch.arange(0, num_rows * room, room, device=row.device) + self.size - first)[row]
-        place += torch.arange(len(row), device=row.device)
-        fits = (self.size + added <= room)[row]
+        room = self.score.size(1)
+        size = self.size[changed]
+        self.size[changed] += added  # of rows that are full as well, which are counted anew below
+        place = (changed * room + size - first)[own] + torch.arange(len(own), device=own.device)
+        fits = (self.size[changed] <= room)[own]
         now = fits.nonzero().view(-1)
         self.score.view(-1)[place[now]] = score[now]
         self.index.view(-1)[place[now]] = index[now]
-        self.size += added  # of rows that are full as well, which are counted anew below
         late = (~fits).nonzero().view(-1)
-        slot = late - first[row[late]]
+        slot = late - first[own[late]]
         for start in range(0, int(slot.max()) + 1 if len(slot) else 0, _SLOTS_AT_ONCE):
             chosen = ((slot >= start) & (slot < start + _SLOTS_AT_ONCE)).nonzero().view(-1)
             now = late[chosen]
-            self._merge(row[now].long(), slot[chosen] - start, index[now], score[now])
+            self._merge(row[now], slot[chosen] - start, index[now], score[now])
 
     def _merge(self, row: Tensor, slot: Tensor, index: Tensor, score: Tensor) -> None:
         """Add to rows that are full, and keep the best."""
@@ -138,7 +142,7 @@ class CandidateLists:
         kept = best.values[:, :room] >= self.cut[changed, None]
         self.score[changed] = best.values[:, :room].masked_fill(~kept, -torch.inf)
         self.index[changed] = joined_index.gather(1, best.indices[:, :room]).masked_fill(~kept, -1)
-        self.size[changed] = kept.sum(dim=1)
+        self.size[changed] = kept.sum(dim=1, dtype=self.size.dtype)
 
     def state(self) -> dict[str, Tensor]:
         """All that was found so far, and how wrong it can be."""
@@ -168,6 +172,7 @@ class CandidateLists:
     def block(self, rows: slice | NDArray[np.int64]) -> Candidates:
         """What some rows have now, without what has fallen below the cut since it was added."""
         self.flush()
+        self._tables.let_go()
         chosen: slice | Tensor = rows if isinstance(rows, slice) else torch.from_numpy(rows)
         score, order = self.score[chosen].sort(dim=1, descending=True)
         last = score[:, self.count - 1]

@@ -24,6 +24,8 @@ _OPERATIONS_PER_SECOND = 1.5e11
 """What ``exact`` does on two server cores that multiply bfloat16; fixed, for the machine must not change the choice."""
 _PATIENCE_SECONDS = 300
 _WORKSPACE_BYTES = 600 << 20
+_EXACT_BYTES, _ROWS_WITH_LISTS = 64, 1 << 17
+"""What ``exact`` needs to know of a row, and how many have their lists in memory at most."""
 _RESULT_BYTES = 24
 """What a neighbour that was found costs, with a copy."""
 
@@ -72,8 +74,9 @@ def check_memory(engine: ChosenEngine, num_rows: int, num_features: int, count: 
 def needed_bytes(engine: ChosenEngine, num_rows: int, num_features: int, count: int) -> int:
     """About how much memory a search takes at most, beside the rows themselves."""
     index = 0
-    if engine == "exact":
-        lists = 12 * list_room(count)
+    if engine == "exact":  # Of lists that are many only those of some rows stay in memory.
+        index = 8 * list_room(count) * min(num_rows, _ROWS_WITH_LISTS)
+        lists = _EXACT_BYTES
     elif engine == "flat":
         lists = 48 * (count + 2)
     else:

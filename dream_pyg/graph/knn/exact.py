@@ -30,6 +30,8 @@ from dream_pyg.graph.processor import exact_products
 _PANEL_BYTES = 64 << 20
 _INTEGER_PANEL_BYTES = 80 << 20
 """The fewer panels, the less often rows are made again, which takes as long whatever the type."""
+_MOST_PANEL_ROWS = 1 << 15
+"""The lists of the rows of two panels are in use at a time."""
 _TILE_ROWS = 512
 _TILE_SCORES = 1 << 22
 _GPU_PANEL_BYTES, _GPU_PREPARED_BYTES = 1 << 30, 128 << 20
@@ -234,6 +236,13 @@ def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     return row, position - row * width
 
 
+class _Panel(NamedTuple):
+    """Some rows, less what they have of the common directions."""
+
+    rounded: Tensor  # (R, F), in the type that is multiplied
+    along: Tensor  # (R, D), their coordinates in the directions
+
+
 class RowProduct:
     """The product of unit rows with each other, in ``dtype``.
 
@@ -263,19 +272,18 @@ class RowProduct:
         self._width = self.num_features
         if dtype == torch.int8:
             self._width = -(-self._width // _INTEGER_WIDTH) * _INTEGER_WIDTH
-        panel = panel // (self._width * dtype.itemsize)
+        panel = min(panel // (self._width * dtype.itemsize), _MOST_PANEL_ROWS)
         panel = panel // self._tile_rows * self._tile_rows
         self._starts = range(0, padded, max(self._tile_rows, panel))
-        self._loaded: dict[int, Tensor] = {}
+        self._loaded: dict[int, _Panel] = {}
         self._directions = self._common_directions(_DIRECTIONS if dtype == torch.int8 else 1)
         self._centred = bool(self._directions.any())
-        self._along = torch.zeros(padded, self._directions.size(1), device=device)
-        self._step, length, rounding = torch.zeros(3, padded, device=device)
+        self.absent = torch.ones(padded, dtype=torch.bool, device=device)
+        self._along, self._step, length, rounding = torch.zeros(4, padded, device=device)
         for start in reversed(self._starts):
             self._load(start, keep=start + self._starts.step, measured=(length, rounding))
         if dtype == torch.int8:
             rounding *= self._step
-        self.absent = ~self._along.any(dim=1) & (length == 0)
         whole = length + rounding
         self._error = (
             rounding * length.max()
@@ -284,7 +292,7 @@ class RowProduct:
             + SLACK
         )
         present = self._along[~self.absent]
-        self._ends = torch.stack([present.min(), present.max()]) if len(present) else self._along.view(-1)[:2]
+        self._ends = torch.stack([present.min(), present.max()]) if len(present) else self._along[:2]
 
     def error(self, row: Tensor | slice, score: Tensor) -> Tensor:
         """The most by which a score near ``score`` (R,) of some rows can be wrong (R,)."""
@@ -292,7 +300,7 @@ class RowProduct:
         if self._dtype != torch.bfloat16:
             return error
         # The product itself is rounded when it is written; it is the score less what the common direction gives.
-        ends = (score[:, None] - self._along[row] * self._ends).abs().amax(dim=1)
+        ends = (score[:, None] - self._along[row][:, None] * self._ends).abs().amax(dim=1)
         return error + BFLOAT16_ROUNDING * 1.01 * (ends + 4 * error)
 
     @property
@@ -302,7 +310,7 @@ class RowProduct:
             Strip(start, other, row)
             for number, start in enumerate(self._starts)
             for other in self._starts[: number + 1]
-            for row in range(start, min(start + self._starts.step, len(self._along)), self._tile_rows)
+            for row in range(start, min(start + self._starts.step, len(self.absent)), self._tile_rows)
         ]
 
     def tiles(self, strips: Iterable[Strip] | None = None) -> Iterator[Tile]:
@@ -320,15 +328,16 @@ class RowProduct:
         """The tiles of a strip, computed in the given memory; between strips nothing but the cache holds a panel."""
         start, other, row = strip
         panel, base = self._load(start, keep=other), self._load(other, keep=start)
-        block = panel[row - start : row - start + self._tile_rows]
-        stop = row - start + len(block) if start == other else len(base)
+        mine = slice(row - start, row - start + self._tile_rows)
+        block = panel.rounded[mine]
+        stop = row - start + len(block) if start == other else len(base.rounded)
         for column in range(0, stop, self._tile_columns):
             until = min(column + self._tile_columns, stop)
             if start == other and stop - until < len(block):
                 until = stop  # The square of the rows themselves is not divided.
             shape = len(block), until - column
             into, scored = (part[: shape[0] * shape[1]].view(shape) for part in (product, score))
-            into = _multiply(block, base[column:until], into)
+            into = _multiply(block, base.rounded[column:until], into)
             second = other + column
             if score is product:
                 scored = into
@@ -338,7 +347,7 @@ class RowProduct:
                     torch.mul(into, self._step[columns], out=scored).mul_(self._step[rows, None])
                 else:
                     scored.copy_(into)
-                torch.addmm(scored, self._along[rows], self._along[columns].T, out=scored)
+                torch.addmm(scored, panel.along[mine], base.along[column:until].T, out=scored)
             yield Tile(row, second, scored, start == other and until == stop)
             if until == stop:
                 break
@@ -354,8 +363,8 @@ class RowProduct:
             return torch.zeros(self.num_features, 1, device=self._device)
         return torch.linalg.qr(rows.T @ mixture).Q.float()
 
-    def _load(self, start: int, keep: int, measured: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """The panel that begins at ``start``, rounded (R, F), in memory with at most one other.
+    def _load(self, start: int, keep: int, measured: tuple[Tensor, Tensor] | None = None) -> _Panel:
+        """The panel that begins at ``start``, in memory with at most one other.
 
         The first time, ``measured`` takes the norm of each row and that of what rounding leaves of it (P,), for
         integers in units of the row's step.
@@ -363,29 +372,31 @@ class RowProduct:
         for other in set(self._loaded) - {start, keep}:
             del self._loaded[other]
         if start not in self._loaded:
-            stop = min(start + self._starts.step, len(self._along))
+            stop = min(start + self._starts.step, len(self.absent))
             panel = torch.zeros(stop - start, self._width, dtype=self._dtype, device=self._device)
+            along = torch.zeros(stop - start, self._directions.size(1), device=self._device)
             step = max(1, self._prepared_bytes // (4 * self.num_features))
             for first in range(start, min(stop, self.num_rows), step):
                 last = min(first + step, stop, self.num_rows)
                 part = unit(torch.from_numpy(self._rows.take(first, last)).to(self._device))
-                here = slice(first, last)
+                here, there = slice(first, last), slice(first - start, last - start)
                 if self._centred:
-                    if measured:
-                        torch.mm(part, self._directions, out=self._along[here])
-                    part.addmm_(self._along[here], self._directions.T, alpha=-1)
+                    torch.mm(part, self._directions, out=along[there])
+                    part.addmm_(along[there], self._directions.T, alpha=-1)
                 if measured:
                     length, rounding = measured
                     length[here] = part.norm(dim=1)
+                    self.absent[here] = ~along[there].any(dim=1) & (length[here] == 0)
+                    self._along[here] = along[there, 0]
                 integers = self._dtype == torch.int8
                 if integers:
                     self._step[here] = part.abs().amax(dim=1) / 127
                     part /= self._step[here, None].clamp_min(torch.finfo(torch.float32).tiny)
-                rounded = panel[first - start : last - start, : self.num_features]
+                rounded = panel[there, : self.num_features]
                 rounded.copy_(part.round() if integers else part)
                 if measured and self._dtype != torch.float32:
                     rounding[here] = part.sub_(rounded).norm(dim=1)
-            self._loaded[start] = panel
+            self._loaded[start] = _Panel(panel, along)
         return self._loaded[start]
 
 

@@ -21,7 +21,7 @@ _UNCERTAINTY = 2e-6
 """Cosines that differ by less in float32 may be in the wrong order: many times the rounding error measured."""
 _TIE_DECIMALS = 12
 """Cosines that agree to this many decimals in float64 are ties."""
-_PANEL_BYTES = 224 << 20
+_PANEL_BYTES = 128 << 20
 _PART_BYTES = 16 << 20
 _RANKED_BYTES = 96 << 20
 _BYTES_PER_CANDIDATE = 72
