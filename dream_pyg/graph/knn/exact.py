@@ -31,7 +31,7 @@ _PANEL_BYTES = 64 << 20
 _INTEGER_PANEL_BYTES = 80 << 20
 """The fewer panels, the less often rows are made again, which takes as long whatever the type."""
 _MOST_PANEL_ROWS = 1 << 15
-"""The lists of the rows of two panels are in use at a time."""
+"""The lists of the rows of two panels are in use at a time; beside a GPU they are there, and all in memory."""
 _TILE_ROWS = 512
 _TILE_SCORES = 1 << 22
 _GPU_PANEL_BYTES, _GPU_PREPARED_BYTES = 1 << 30, 128 << 20
@@ -266,13 +266,14 @@ class RowProduct:
         self._tile_rows = _TILE_ROWS * (2 if few or many else 1)
         self._tile_columns = _TILE_SCORES * (2 if few else 1) // self._tile_rows
         panel, self._prepared_bytes = _INTEGER_PANEL_BYTES if dtype == torch.int8 else _PANEL_BYTES, _PREPARED_BYTES
+        most = _MOST_PANEL_ROWS
         if device.type == "cuda":
-            panel, self._prepared_bytes = _GPU_PANEL_BYTES, _GPU_PREPARED_BYTES
+            panel, self._prepared_bytes, most = _GPU_PANEL_BYTES, _GPU_PREPARED_BYTES, padded
             self._tile_rows, self._tile_columns = _GPU_TILE_ROWS, _GPU_TILE_SCORES // _GPU_TILE_ROWS
         self._width = self.num_features
         if dtype == torch.int8:
             self._width = -(-self._width // _INTEGER_WIDTH) * _INTEGER_WIDTH
-        panel = min(panel // (self._width * dtype.itemsize), _MOST_PANEL_ROWS)
+        panel = min(panel // (self._width * dtype.itemsize), most)
         panel = panel // self._tile_rows * self._tile_rows
         self._starts = range(0, padded, max(self._tile_rows, panel))
         self._loaded: dict[int, _Panel] = {}
