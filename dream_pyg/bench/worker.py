@@ -6,7 +6,6 @@ for each effort that was searched with, ``end``; or why not.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -25,7 +24,7 @@ import torch
 from dream_pyg.bench.engines import find_engine
 from dream_pyg.bench.recall import Reference
 from dream_pyg.bench.workloads import Source
-from dream_pyg.graph.processor import has_bfloat16_units, has_int8_units, keep_few_kernels
+from dream_pyg.graph.processor import give_back_memory, has_bfloat16_units, has_int8_units, keep_few_kernels
 
 Emit = Callable[..., None]
 
@@ -43,8 +42,7 @@ class PeakMemory:
 
     def reset(self) -> None:
         """Forget the peak so far, keep :attr:`before` as what is resident now."""
-        with suppress(OSError, AttributeError):  # What was freed would be used again and seem to cost nothing.
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back_memory()  # What was freed would be used again and seem to cost nothing.
         with suppress(OSError):  # Not Linux, or not allowed: the peak includes loading and warming up.
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         self.before = self._highest = _resident("VmRSS")

@@ -25,7 +25,7 @@ from torch import Tensor
 from dream_pyg import ranks
 from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists, list_room
 from dream_pyg.graph.knn.rows import Rows, unit
-from dream_pyg.graph.processor import exact_products
+from dream_pyg.graph.processor import exact_products, give_back_memory
 
 _PANEL_BYTES = 64 << 20
 _INTEGER_PANEL_BYTES = 80 << 20
@@ -34,6 +34,7 @@ _MOST_PANEL_ROWS = 1 << 15
 """The lists of the rows of two panels are in use at a time; beside a GPU they are there, and all in memory."""
 _TILE_ROWS = 512
 _TILE_SCORES = 1 << 22
+_STRIPS_BETWEEN_CLEANINGS = 8
 _GPU_PANEL_BYTES, _GPU_PREPARED_BYTES = 1 << 30, 128 << 20
 _GPU_TILE_ROWS, _GPU_TILE_SCORES = 4096, 1 << 26
 """A GPU has no small cache to stay in, but wants to be given much at once."""
@@ -321,7 +322,9 @@ class RowProduct:
         product = torch.empty(size, dtype=torch.int32 if integers else self._dtype, device=self._device)
         # Without a common direction a score is its product, and need not be written again.
         score = torch.empty(size, device=self._device) if integers or self._centred else product
-        for strip in self.strips if strips is None else strips:
+        for number, strip in enumerate(self.strips if strips is None else strips):
+            if self._dtype == torch.float32 and number % _STRIPS_BETWEEN_CLEANINGS == 0:
+                give_back_memory()  # Each product was in memory of its own.
             yield from self._tiles_of(strip, product, score)
         self._loaded.clear()
 
