@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -89,9 +88,8 @@ def keep_few_kernels() -> None:
 
 def give_back_memory() -> None:
     """Have the C library give the system the memory that it keeps after it was freed, often more than is in use."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # a library without that
-            ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError, AttributeError):  # a library without that
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def processor_name(device: torch.device | None = None) -> str:

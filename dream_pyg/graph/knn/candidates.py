@@ -111,10 +111,11 @@ class CandidateLists:
         changed, own, added = torch.unique_consecutive(row.long(), return_inverse=True, return_counts=True)
         first = added.cumsum(0) - added
         room = self.score.size(1)
-        size = self.size[changed]
-        self.size[changed] += added  # of rows that are full as well, which are counted anew below
-        place = (changed * room + size - first)[own] + torch.arange(len(own), device=own.device)
-        fits = (self.size[changed] <= room)[own]
+        before = self.size[changed]
+        size = before + added
+        self.size[changed] = size.int()  # of rows that are full as well, which are counted anew below
+        place = (changed * room + before - first)[own] + torch.arange(len(own), device=own.device)
+        fits = (size <= room)[own]
         now = fits.nonzero().view(-1)
         self.score.view(-1)[place[now]] = score[now]
         self.index.view(-1)[place[now]] = index[now]

@@ -73,9 +73,9 @@ def check_memory(engine: ChosenEngine, num_rows: int, num_features: int, count: 
 
 def needed_bytes(engine: ChosenEngine, num_rows: int, num_features: int, count: int) -> int:
     """About how much memory a search takes at most, beside the rows themselves."""
-    index = 0
+    workspace, index = _WORKSPACE_BYTES, 0
     if engine == "exact":  # Of lists that are many only those of some rows stay in memory.
-        index = 8 * list_room(count) * min(num_rows, _ROWS_WITH_LISTS)
+        workspace += 8 * list_room(count) * min(num_rows, _ROWS_WITH_LISTS)
         lists = _EXACT_BYTES
     elif engine == "flat":
         lists = 48 * (count + 2)
@@ -87,4 +87,4 @@ def needed_bytes(engine: ChosenEngine, num_rows: int, num_features: int, count: 
         else:
             index = faiss_bytes(engine, num_rows, num_features)
     # The index is gone by the time of the ranking.
-    return _WORKSPACE_BYTES + num_rows * lists + max(index, num_rows * _RESULT_BYTES * count)
+    return workspace + num_rows * lists + max(index, num_rows * _RESULT_BYTES * count)
