@@ -1,7 +1,7 @@
 """All-kNN construction on the shapes of the published data sets: every engine, at matched recall.
 
     python benchmarks/knn_items.py                       # Baby by images and texts
-    python benchmarks/knn_items.py sports clothing electronics --repeats 1 --steps 2 --out benchmarks/results/knn-large
+    python benchmarks/knn_items.py sports clothing electronics --repeats 1 --steps 3 --out benchmarks/results/knn-large
 
 Writes ``runs.jsonl``, ``report.md`` and plots below ``benchmarks/results/knn-items``; what is there is not measured
 again. Needs ``pip install .[bench]`` and a machine that does nothing else.

@@ -131,7 +131,8 @@ def draw_line_map(table: pl.DataFrame) -> Any:
     with _panels(runs, width=7.0, height=7.0) as (figure, axes):
         for (label, run), axis in zip(_groups(table, "run"), axes.flat, strict=True):
             ends_x, ends_y = (run[f"behavior_{x}", f"modal_{x}"].to_numpy().T for x in "xy")  # each (2, nodes)
-            axis.plot(ends_x, ends_y, color="grey", linestyle="--", linewidth=0.6, alpha=0.5, zorder=1)
+            pairs = axis.plot(ends_x, ends_y, color="grey", linestyle="--", linewidth=0.6, alpha=0.5, zorder=1)
+            pairs[0].set_label("Same user or item")
             for line, x, y, marker in zip(("behavior", "modal"), ends_x, ends_y, "so", strict=True):
                 look = {"color": _LINE_COLORS[line], "marker": marker, "edgecolor": "white", "linewidth": 0.3}
                 axis.scatter(x, y, s=16, zorder=2, label=f"{line.capitalize()} representation", **look)

@@ -98,7 +98,7 @@ def test_a_map_joins_both_places_of_each_node():
     rows = [(run, "user", str(node), node, 0.0, node, 1.0) for run in RUNS for node in range(4)]
     schema = ["run", "nodes", "id", "behavior_x", "behavior_y", "modal_x", "modal_y"]
     figure = draw_line_map(pl.DataFrame(rows, schema=schema, orient="row"))
-    assert legend(figure) == ["Behavior representation", "Modal representation"]
+    assert legend(figure) == ["Same user or item", "Behavior representation", "Modal representation"]
     for axis, run in zip(figure.axes, RUNS, strict=True):
         assert axis.get_title().startswith(run)
         assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines] == [
