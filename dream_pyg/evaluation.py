@@ -81,6 +81,7 @@ def evaluate(
     from torch_geometric import metrics as of_pyg
 
     device = targets.device
+    # A collection may not be empty, as it would be for coverage alone.
     asked = {(name, k) for name in metrics if name != COVERAGE for k in ks} | {("recall", max(ks))}
     made = {f"{name}@{k}": getattr(of_pyg, METRICS[name])(k) for name, k in sorted(asked)}
     ranked = of_pyg.LinkPredMetricCollection(made).to(device)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from dream_pyg.data.files import atomic_directory, atomic_path, check_writable, save_tensors, sha256_file, write_json
+from dream_pyg.data.tables import positions
 from dream_pyg.errors import ConfigError, DataError, StoreError
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, label_name, labelled_splits
@@ -244,16 +245,15 @@ def _user_rows(run: Run, users: Sequence[Any]) -> torch.Tensor:
     known = run.stored.user_ids
     # Ids arrive as text from a command line, whatever their type in the data.
     text = pl.Series("user_id", [str(user) for user in users], dtype=pl.String)
-    positions = pl.DataFrame({"user_id": known.cast(pl.String), "row": np.arange(len(known))})
-    found = pl.DataFrame({"user_id": text}).join(positions, on="user_id", how="left", maintain_order="left")
-    missing = found.filter(pl.col("row").is_null())["user_id"].unique(maintain_order=True).to_list()
+    row = positions(text, known.cast(pl.String))
+    missing = text.filter(row < 0).unique(maintain_order=True).to_list()
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
             f"{len(missing)} of {len(users)} users are not in the graph: {', '.join(missing[:5])}{more}. "
             "Give ids as they stand in the interactions, or build the graph with these users."
         )
-    return torch.from_numpy(found["row"].to_numpy().astype(np.int64))
+    return torch.from_numpy(row)
 
 
 def _frame(run: Run, ranking: Ranking) -> pl.DataFrame:

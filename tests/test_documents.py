@@ -79,10 +79,6 @@ def test_the_readme_lists_the_files_of_stores_and_runs(shop_graph: Path, tmp_pat
     assert listed == written
 
 
-def test_results_stand_between_two_markers():
-    assert README.count("<!-- results -->") == 2
-
-
 def test_contributing_shows_the_smallest_model_as_it_is():
     models = _REPOSITORY / "dream_pyg" / "models"
     assert block(CONTRIBUTING, "python") == (models / "bpr.py").read_text()

@@ -38,6 +38,7 @@ def test_the_presets_of_the_package_are_valid_change_something_and_say_why(name:
         tuned = RunConfig.create(graph="graph", model=model, preset=name)
         changed = {f"{section}.{key}" for section, values in preset.values.items() for key in values}
         differs = {".".join(line.partition(":")[0].split(".")[:2]) for line in default.differences(tuned)}
+        assert changed
         assert differs >= changed - {"model.modality_weights"}
 
 

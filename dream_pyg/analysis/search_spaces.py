@@ -221,7 +221,7 @@ def configure(config: RunConfig, space: Space, point: Mapping[str, Any], modalit
             (other,) = (modality for modality in modalities if modality != "image")
             value = {"image": value, other: round(1 - value, 6)}
         values[section] = {**values[section], name: value}
-    return RunConfig.model_validate(values)
+    return RunConfig.from_dict(values, "what the search space gives")
 
 
 def describe_space(space: Space) -> dict[str, dict[str, Any]]:

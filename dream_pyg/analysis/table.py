@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,19 +87,14 @@ class Table(NamedTuple):
 
     def to_csv(self) -> str:
         """One line for each metric of each row."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(
-            ["table", "dataset", "system", "name", "metric", "mean", "std", "runs", "published", "ratio", "values_from",
-             "compared_with", "p_value"]
-        )  # fmt: skip
-        for row in self.rows:
-            for cell in row.cells:
-                writer.writerow(
-                    [self.name, self.dataset, row.key, row.name, cell.metric, cell.mean, cell.std, len(cell.values),
-                     cell.published, cell.ratio, row.values_from, row.compared_with, cell.p_value]
-                )  # fmt: skip
-        return stream.getvalue()
+        lines = [
+            {"table": self.name, "dataset": self.dataset, "system": row.key, "name": row.name, "metric": cell.metric,
+             "mean": cell.mean, "std": cell.std, "runs": len(cell.values), "published": cell.published,
+             "ratio": cell.ratio, "values_from": row.values_from, "compared_with": row.compared_with,
+             "p_value": cell.p_value}
+            for row in self.rows for cell in row.cells
+        ]  # fmt: skip
+        return pl.DataFrame(lines, infer_schema_length=None).write_csv()
 
     def to_markdown(self) -> str:
         """For people."""

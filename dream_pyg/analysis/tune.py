@@ -11,8 +11,6 @@ Layout of a study::
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import shutil
@@ -21,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import polars as pl
 import tomli_w
 
 from dream_pyg.analysis.continuable import continuable
@@ -265,7 +264,7 @@ class _Search:
         for key, value in trial.values.items():
             section, name = key.split(".")
             values[section] = {**values[section], name: value}
-        return RunConfig.model_validate(values)
+        return RunConfig.from_dict(values, f"trial {trial.number}")
 
     def run_trial(self) -> None:
         """Run the next trial, or what is left of it."""
@@ -428,12 +427,15 @@ def _write(
     """Write the table of trials, the best one as a preset, and what is known of the study."""
     trials = search.trials()
     best = _best(trials)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([*(name for name in Trial._fields if name != "values"), *search.space])
-    for trial in trials:
-        writer.writerow([*trial[:-1], *(json.dumps(value) for value in trial.values.values())])
-    write_text(search.out / TABLE, table.getvalue())
+    told = [name for name in Trial._fields if name != "values"]
+    lines = [
+        {
+            **{name: getattr(trial, name) for name in told},
+            **{key: json.dumps(trial.values[key]) for key in search.space},
+        }
+        for trial in trials
+    ]
+    write_text(search.out / TABLE, pl.DataFrame(lines, infer_schema_length=None).write_csv())
     metric = search.base.training.metric
     write_text(search.out / BEST, _as_preset(description, begun_at, fixed, best, len(trials), metric))
     outcome = {"num_trials": len(trials), "best": best._asdict(), "test_metrics": test_metrics}

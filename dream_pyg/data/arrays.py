@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def place_in_group(group: NDArray[Any], size: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The how many of its group each is, from 0.
+    """The position of each within its group, from 0.
 
     Args:
         group: The groups of some (N,), ascending.

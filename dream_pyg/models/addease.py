@@ -63,10 +63,7 @@ class AddEASE(EASE):
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
         available = require_modalities(feature_modalities(graph), "Add-EASE")
-        weights = self.config.modality_weights
-        if weights is None and set(available) == set(_CHOSEN_WEIGHTS):
-            weights = _CHOSEN_WEIGHTS
-        self.modality_weights = fusion_weights(available, weights)
+        self.modality_weights = fusion_weights(available, self.config.modality_weights, published=_CHOSEN_WEIGHTS)
 
     @torch.no_grad()
     def fit(self, graph: HeteroData) -> None:

@@ -289,19 +289,27 @@ def require_modalities(available: Sequence[str], model: str, what: str = "featur
 
 
 def fusion_weights(
-    available: Sequence[str], weights: Mapping[str, float] | None, *, what: str = "features"
+    available: Sequence[str],
+    weights: Mapping[str, float] | None,
+    *,
+    published: Mapping[str, float] | None = None,
+    what: str = "features",
 ) -> dict[str, float]:
     """The weight of each modality in a sum over modalities, in the order given, together 1.
 
     Args:
         available: The modalities to choose from.
-        weights: Their relative weights, those left out or 0 being unused; by default all are equal.
+        weights: Their relative weights, those left out or 0 being unused; by default the published ones if these are
+            for just the available modalities, else all are equal.
+        published: Those that the model's authors, or we, found best.
         what: What the graph has for the available ones, for errors.
 
     Raises:
         ConfigError: If a weight is for another modality, or none is positive.
     """
-    used = dict.fromkeys(available, 1.0) if weights is None else {m: w for m, w in weights.items() if w > 0}
+    if weights is None:
+        weights = published if published and set(published) == set(available) else dict.fromkeys(available, 1.0)
+    used = {modality: weight for modality, weight in weights.items() if weight > 0}
     if unknown := sorted(set(used) - set(available)):
         raise ConfigError(
             f"modality_weights names {', '.join(map(repr, unknown))}, but the graph has {what} for "

@@ -144,10 +144,7 @@ class DREAM(Recommender):
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
         available = require_modalities(feature_modalities(graph), "DREAM")
-        weights = self.config.modality_weights
-        if weights is None and set(available) == set(_PAPER_WEIGHTS):
-            weights = _PAPER_WEIGHTS
-        self.modality_weights = fusion_weights(available, weights)
+        self.modality_weights = fusion_weights(available, self.config.modality_weights, published=_PAPER_WEIGHTS)
         self.user_embedding = xavier_embedding(self.num_users, self.config.embedding_dim)
         self.item_embedding = xavier_embedding(self.num_items, self.config.embedding_dim)
         self.gates = nn.ModuleDict(

@@ -148,9 +148,7 @@ def item_graph_weights(graph: HeteroData, weights: Mapping[str, float] | None, m
         ConfigError: If there is no such graph, or none for a modality with a weight.
     """
     available = require_modalities(knn_modalities(graph), model, "an item-item kNN graph")
-    if weights is None and set(available) == set(_PAPER_WEIGHTS):
-        weights = _PAPER_WEIGHTS
-    return fusion_weights(available, weights, what="item-item kNN graphs")
+    return fusion_weights(available, weights, published=_PAPER_WEIGHTS, what="item-item kNN graphs")
 
 
 def fused_item_hop(propagation: Propagation, graph: HeteroData, weights: Mapping[str, float], item: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class ItemKNN(ClosedForm):
         s_{ij} = \frac{n_{ij}}{\sqrt{n_i n_j} + h}, \qquad
         \hat y_{ui} = \sum_{j \in \mathcal N_u \cap \mathcal N_K(i)} s_{ij}
 
-    Similarities are computed sparsely, some millions of item-user-item paths at a time, and K a item are kept.
+    Similarities are computed sparsely, some millions of item-user-item paths at a time; each item keeps its K largest.
 
     Note:
         Fidelity: cosine between the columns of the interactions and K neighbours of the item to score are EXACT

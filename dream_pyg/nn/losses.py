@@ -53,7 +53,7 @@ def l2_loss(*rows: Tensor) -> Tensor:
     r"""Half the squared norm of the batch's embeddings, per example: :math:`\frac{1}{2B}\sum\lVert\mathbf e\rVert^2`.
 
     Args:
-        rows: Embeddings (B, D) of the users, positive and negative items, each before propagation.
+        rows: Embeddings (B, D), such as those of the users, the positive and the negative items before propagation.
     """
     squares = sum((row.square().sum() for row in rows), start=rows[0].new_zeros(()))
     return 0.5 * squares / ranks.mean_count(len(rows[0]))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from dream_pyg.ranks.processes import losses_named, num_ranks, rank
+from dream_pyg.ranks.processes import naming_lost_processes, num_ranks, rank
 from dream_pyg.ranks.shards import RowShard
 
 
@@ -69,7 +69,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     if num_ranks() == 1:
         return
     pending = []
-    with losses_named():
+    with naming_lost_processes():
         for parameter in parameters:
             if parameter.grad is None:
                 continue
@@ -97,7 +97,7 @@ def _counts(count: int) -> list[int]:
         return [count]
     # On the CPU whatever the device, so that no GPU is waited for.
     counts = torch.empty(num_ranks(), dtype=torch.int64)
-    with losses_named():
+    with naming_lost_processes():
         dist.all_gather_into_tensor(counts, torch.tensor([count]))
     return [int(number) for number in counts]
 
@@ -108,14 +108,14 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, block: Tensor) -> Tensor:
         gathered = block.new_empty(num_ranks() * len(block), *block.shape[1:])
-        with losses_named():
+        with naming_lost_processes():
             dist.all_gather_into_tensor(gathered, block.contiguous())
         return gathered
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         summed = grad.new_empty(len(grad) // num_ranks(), *grad.shape[1:])
-        with losses_named():
+        with naming_lost_processes():
             dist.reduce_scatter_tensor(summed, grad.contiguous())
         return summed
 
@@ -124,7 +124,7 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         summed = values.clone(memory_format=torch.contiguous_format)
-        with losses_named():
+        with naming_lost_processes():
             dist.all_reduce(summed)
         return summed
 

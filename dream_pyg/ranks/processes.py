@@ -140,7 +140,7 @@ def everyone_says(value: T) -> list[T]:
     if num_ranks() == 1:
         return [value]
     said: list[T] = [value] * num_ranks()
-    with losses_named():
+    with naming_lost_processes():
         dist.all_gather_object(said, value)
     return said
 
@@ -150,7 +150,7 @@ def first_says(value: T) -> T:
     if num_ranks() == 1:
         return value
     said = [value]
-    with losses_named():
+    with naming_lost_processes():
         dist.broadcast_object_list(said, 0)
     return said[0]
 
@@ -160,7 +160,7 @@ def any_says(flag: bool) -> bool:
     if num_ranks() == 1:
         return flag
     said = torch.tensor(int(flag))
-    with losses_named():
+    with naming_lost_processes():
         dist.all_reduce(said, dist.ReduceOp.MAX)
     return bool(said)
 
@@ -168,7 +168,7 @@ def any_says(flag: bool) -> bool:
 def reduce_highest(values: Tensor) -> None:
     """Make each entry, in the first process, the highest that any process has there."""
     if num_ranks() > 1:
-        with losses_named():
+        with naming_lost_processes():
             dist.reduce(values, 0, dist.ReduceOp.MAX)
 
 
@@ -179,20 +179,20 @@ def first_gets(parts: Sequence[Tensor], shapes: Callable[[int], Sequence[Sequenc
         parts: Tensors of this process.
         shapes: The shapes of those of another, by its rank.
     """
-    with losses_named():
+    with naming_lost_processes():
         if rank():
             for part in parts:
                 dist.send(part.contiguous(), 0)
     for other in range(1, num_ranks() if rank() == 0 else 0):
         received = [part.new_empty(shape) for part, shape in zip(parts, shapes(other), strict=True)]
-        with losses_named():
+        with naming_lost_processes():
             for part in received:
                 dist.recv(part, other)
         yield received
 
 
 @contextmanager
-def losses_named() -> Iterator[None]:
+def naming_lost_processes() -> Iterator[None]:
     """Say of an exchange that failed that another process is gone."""
     try:
         yield

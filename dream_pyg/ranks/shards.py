@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from dream_pyg.ranks.processes import first_gets, losses_named, num_ranks, rank
+from dream_pyg.ranks.processes import first_gets, naming_lost_processes, num_ranks, rank
 
 
 class RowShard(nn.Parameter):
@@ -45,7 +45,7 @@ class RowShard(nn.Parameter):
         """All rows (N, D) in every process; backward sums over ranks."""
         shape = torch.Size((self.num_rows, self.size(1)))
         table = DTensor.from_local(self, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=(self.size(1), 1))
-        with losses_named():
+        with naming_lost_processes():
             return table.full_tensor(grad_placements=[Partial()])
 
     def look_up(self, row: Tensor, *, sparse: bool = False) -> Tensor:
@@ -62,7 +62,7 @@ class RowShard(nn.Parameter):
         keeper = row // each
         order = torch.argsort(keeper, stable=True)
         asked = torch.bincount(keeper, minlength=num_ranks()).cpu()
-        with losses_named():
+        with naming_lost_processes():
             wanted = torch.empty_like(asked)
             dist.all_to_all_single(wanted, asked)
             splits = asked.tolist(), wanted.tolist()
@@ -123,10 +123,10 @@ class _Exchanged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, give: list[int], get: list[int]) -> Tensor:
         ctx.give, ctx.get = give, get
-        with losses_named():
+        with naming_lost_processes():
             return _exchange(rows, give, get)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        with losses_named():
+        with naming_lost_processes():
             return _exchange(grad, ctx.get, ctx.give), None, None

@@ -119,6 +119,7 @@ def train(
         StoreError: If ``run`` exists and ``resume`` is off, nothing can be written there, or another process trains it.
         ResumeError: If the run was made with another configuration or graph, or its checkpoint is damaged.
         TrainingError: If a loss is no longer finite.
+        DataError: If the graph has no validation split.
         ConfigError: If processes differ in what they were told, or are more than there are GPUs or triplets of a batch,
             or if memory is too small.
         ProcessError: If another process is gone.
@@ -413,7 +414,7 @@ class _Session:
         total = torch.stack(list(terms.values())).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        with ranks.losses_named():
+        with ranks.naming_lost_processes():
             total.backward()
         ranks.average_gradients(self.model.parameters())
         for optimizer in self.optimizers:

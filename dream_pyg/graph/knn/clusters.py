@@ -357,7 +357,7 @@ class _Members:
         return batches
 
     def of(self, clusters: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The members of some clusters, ascending, and the how many nearest of each its cluster is, both (G, S).
+        """The members of some clusters, ascending, and the rank of the cluster among those near each, both (G, S).
 
         Where a cluster has fewer members than the largest, -1 follows.
         """

@@ -16,7 +16,7 @@ hold much of the rows, or where rows differ enough in similarity, which is tried
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -82,28 +82,6 @@ class Tile(NamedTuple):
     diagonal: bool  # whether the last R columns are the rows themselves
 
 
-class Product(Protocol):
-    """All scores of N rows with each other, approximately, a tile at a time.
-
-    Attributes:
-        num_rows: N.
-        absent: Which rows cannot be neighbours, being zero or mere padding (P,), P the next multiple of 16.
-    """
-
-    num_rows: int
-    absent: Tensor
-
-    @property
-    def strips(self) -> Sequence[Strip]:
-        """All strips, which hold every pair once."""
-
-    def tiles(self, strips: Iterable[Strip] | None = None) -> Iterator[Tile]:
-        """The tiles of some strips or of all; the next strip is asked for when the tiles of the last are done with."""
-
-    def error(self, row: Tensor | slice, score: Tensor) -> Tensor:
-        """The most by which a score near ``score`` (R,) of some rows can be wrong (R,)."""
-
-
 Steps = Callable[[Sequence[Strip], CandidateLists], Iterable[Strip]]
 """Gives the strips that are to be done, one after the other; in between the lists hold what was found so far."""
 
@@ -148,7 +126,7 @@ def _settles(product: RowProduct, count: int) -> bool:
     return bool((best[:, room] >= cut).float().mean() <= _MOST_UNSETTLED)
 
 
-def select_candidates(product: Product, count: int, steps: Steps | None = None) -> CandidateBlocks:
+def select_candidates(product: RowProduct, count: int, steps: Steps | None = None) -> CandidateBlocks:
     """Collect from all scores those that may belong to the ``count`` highest cosines of a row.
 
     Both rows of a pair profit from its one score. Nothing is sorted: a score is compared with its row's cut, which
@@ -182,7 +160,7 @@ def _merge(lists: CandidateLists) -> None:
             lists.add(row + start, index[row + start, slot], score[row + start, slot])
 
 
-def _select_from_tile(lists: CandidateLists, product: Product, tile: Tile) -> None:
+def _select_from_tile(lists: CandidateLists, product: RowProduct, tile: Tile) -> None:
     score = tile.score
     num_rows, num_columns = score.shape
     rows, columns = slice(tile.row, tile.row + num_rows), slice(tile.column, tile.column + num_columns)
@@ -245,9 +223,13 @@ class _Panel(NamedTuple):
 
 
 class RowProduct:
-    """The product of unit rows with each other, in ``dtype``.
+    """All scores of unit rows with each other, approximately, a tile at a time: the product in ``dtype``.
 
     Memory holds two panels of rows in ``dtype`` and one tile, whatever N is.
+
+    Attributes:
+        num_rows: N.
+        absent: Which rows cannot be neighbours, being zero or mere padding (P,), P the next multiple of 16.
 
     Args:
         rows: The rows (N, F), of any norm.
