@@ -2,7 +2,7 @@
 
     python benchmarks/knn_growth.py
 
-Six sizes that halve from a million; what would take longer than the limit is extrapolated and marked so. Writes below
+A million rows, halved six times; what would take longer than the limit is extrapolated and marked so. Writes below
 ``benchmarks/results/knn-growth``.
 """
 

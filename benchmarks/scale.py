@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dream_pyg.bench.machine import describe_machine
+from dream_pyg.bench.machine import describe_machine, machine_in_words
 from dream_pyg.bench.workloads import power_law_pairs
 from dream_pyg.data.files import atomic_path, write_json, write_text
 from dream_pyg.data.synthetic import make_clustered_features
@@ -103,7 +103,7 @@ def measure(directory: Path, num_items: int, options: argparse.Namespace) -> dic
                 shutil.rmtree(run, ignore_errors=True)
             result[stage] = run_stage(arguments, directory / f"{stage}.log")
             write_json(result_file, result)
-        print(f"{num_items:>9,} {stage:<12} " + "  ".join(f"{key} {value:.1f}" for key, value in result[stage].items()))
+        print("{:>9,} {:<12} {seconds:.0f} s  {peak_gib:.1f} GiB".format(num_items, stage, **result[stage]))
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     # The first epoch reads the features from disk.
     result["triplets_per_second"] = [epoch["triplets_per_second"] for epoch in epochs]
@@ -141,9 +141,19 @@ def main() -> None:
     print("\n".join(lines))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        about = {"machine": describe_machine(), "options": {**vars(options), "work": None, "out": None}}
+        machine = describe_machine()
+        about = {"machine": machine, "options": {**vars(options), "work": None, "out": None}}
         write_json(options.out / "results.json", {**about, "results": results})
-        write_text(options.out / "README.md", "\n".join(lines) + "\n")
+        graphs = "no user graphs" if options.no_user_graphs else "with user graphs"
+        head = [
+            "# Large catalogues",
+            "",
+            machine_in_words(machine, options.threads),
+            f"{options.model}, {options.steps} steps of 2,048 triplets an epoch, of which the second counts; "
+            f"{options.eval_users:,} users ranked; {graphs}.",
+            "",
+        ]
+        write_text(options.out / "README.md", "\n".join([*head, *lines]) + "\n")
 
 
 if __name__ == "__main__":

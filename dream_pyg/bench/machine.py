@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,6 +28,18 @@ def describe_machine() -> dict[str, Any]:
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def machine_in_words(machine: Mapping[str, Any], threads: int) -> str:
+    """What :func:`describe_machine` gave, and how many threads were used, in one sentence."""
+    units = ""
+    if "units" in machine:  # which older measurements do not say
+        units = f" with units for {' and '.join(machine['units']) or 'float32 alone'}"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['processor']}{units}, {machine['cores']} cores, {threads} threads, {machine['memory_gb']} GB; "
+        f"{machine['date']}; Python {machine['python']}, {versions}."
+    )
 
 
 def describe_process() -> dict[str, Any]:

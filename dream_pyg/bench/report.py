@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dream_pyg.bench.graph import Conditions
+from dream_pyg.bench.machine import machine_in_words
 from dream_pyg.bench.plots import plot_workload
 from dream_pyg.bench.results import Result, gemm_rates, summarize
 from dream_pyg.bench.runs import RunLog
@@ -20,8 +20,6 @@ logger = logging.getLogger("dream_pyg")
 
 def to_markdown(log: RunLog, workloads: Sequence[Workload], results: Sequence[Result], conditions: Conditions) -> str:
     """The machine, the conditions, and a table for each workload and number of rows."""
-    machine = log.machine
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     rates = ", ".join(f"{rate:.0f} {name}" for name, rate in gemm_rates(log, conditions.threads).items())
     recall = f"recall@{conditions.num_neighbors}"
     repetitions = "one repetition" if conditions.repeats == 1 else f"{conditions.repeats} repetitions"
@@ -29,8 +27,7 @@ def to_markdown(log: RunLog, workloads: Sequence[Workload], results: Sequence[Re
     lines = [
         "# All-kNN construction",
         "",
-        f"{machine['processor']}{_units(machine)}, {machine['cores']} cores, {conditions.threads} threads, "
-        f"{machine['memory_gb']} GB; {machine['date']}; Python {machine['python']}, {versions}.",
+        machine_in_words(log.machine, conditions.threads),
         f"Products of two {'{0} x {0}'.format(_gemm_size(log))} matrices: {rates} GFLOP/s.",
         "",
         f"K = {conditions.num_neighbors} by cosine, {repetitions} in fresh processes, taking turns; "
@@ -50,12 +47,6 @@ def to_markdown(log: RunLog, workloads: Sequence[Workload], results: Sequence[Re
         here = [result for result in results if (result.workload, result.num_rows) == (workload, num_rows)]
         lines += [_line(_cells(result)) for result in sorted(here, key=_by_time)]
     return "\n".join(lines) + "\n"
-
-
-def _units(machine: Mapping[str, Any]) -> str:
-    if "units" not in machine:  # which older measurements do not say
-        return ""
-    return f" with units for {' and '.join(machine['units']) or 'float32 alone'}"
 
 
 def _origin(workload: Workload) -> str:
