@@ -17,6 +17,7 @@ FeatureScaling = Literal["raw", "unit", "rms"]
 
 _LEAST_ONEDNN_SIZE = 1024
 _CONVERTED_ROWS = 1 << 14
+_CONVERTED_NUMBERS = 1 << 18  # in float32 at a time, which a cache holds
 
 
 def multiply_features(features: Tensor, matrix: Tensor) -> Tensor:
@@ -34,11 +35,20 @@ def multiply_features(features: Tensor, matrix: Tensor) -> Tensor:
         return (features @ matrix.to(torch.bfloat16)).to(matrix.dtype)
     if features.dtype == torch.float16:
         rounded = matrix.dtype == torch.float32 and has_bfloat16_units(matrix.device)
-        dtype = torch.bfloat16 if rounded else matrix.dtype
-        factor = matrix.to(dtype)
-        return torch.cat([(block.to(dtype) @ factor).to(matrix.dtype) for block in features.split(_CONVERTED_ROWS)])
+        blocks, factor = features.split(_CONVERTED_ROWS), matrix.to(torch.bfloat16) if rounded else matrix
+        converted = (_to_bfloat16(block) if rounded else block.to(matrix.dtype) for block in blocks)
+        return torch.cat([(block @ factor).to(matrix.dtype) for block in converted])
     features = features.to(matrix.dtype)
     return _OneDnnProduct.apply(features, matrix) if _suits_onednn(features) else features @ matrix
+
+
+def _to_bfloat16(features: Tensor) -> Tensor:
+    """Features in float16 as bfloat16, by way of float32: the same numbers in a sixth of the time on a CPU."""
+    converted = torch.empty_like(features, dtype=torch.bfloat16)
+    rows = max(1, _CONVERTED_NUMBERS // max(1, features.size(1)))
+    for part, target in zip(features.split(rows), converted.split(rows), strict=True):
+        target.copy_(part.float())
+    return converted
 
 
 class _OneDnnProduct(torch.autograd.Function):

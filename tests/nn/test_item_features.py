@@ -70,3 +70,15 @@ def test_rows_of_features_are_the_callers_own():
     assert torch.equal(graph[ITEM][feature_name("image")], before)
     graph[ITEM][feature_name("image")] = before.half()
     assert feature_rows(graph, "image", item).dtype == torch.float32
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_half_precision_is_multiplied_in_bfloat16_as_if_converted_at_once(monkeypatch, transposed):
+    monkeypatch.setattr(item_features, "has_bfloat16_units", lambda device: True)
+    monkeypatch.setattr(item_features, "_CONVERTED_NUMBERS", 100)  # several parts, the last one shorter
+    features = rows(*NARROW).half()
+    features[0, :4] = torch.tensor([65504.0, 6e-8, -6e-5, 0.0])  # largest, subnormal, nearly so, zero
+    features = features.T if transposed else features
+    matrix = rows(features.size(1), 5, seed=1)
+    expected = (features.to(torch.bfloat16) @ matrix.to(torch.bfloat16)).float()
+    assert torch.equal(multiply_features(features, matrix), expected)
