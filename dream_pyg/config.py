@@ -50,7 +50,7 @@ SEED = "training.seed"
 class SamplingConfig(BaseModel):
     """How many neighbours are drawn for each mention of a node (:class:`~dream_pyg.graph.sampling.FanOuts`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     interactions: tuple[FanOut, ...] = (4, 2)
     """Over the interactions, hop by hop from the batch outwards; a model of fewer hops takes the first."""
@@ -66,7 +66,7 @@ class TeacherConfig(BaseModel):
     See :mod:`dream_pyg.training.teacher` and :mod:`dream_pyg.training.vote`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     share: NonNegativeFloat = 0.3
     """Taught triplets for each of train; 0 is none."""
@@ -116,7 +116,7 @@ class TeacherConfig(BaseModel):
 class TrainingConfig(BaseModel):
     """How any model is trained: Adam over shuffled triplets, stopped early on a validation metric."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: PositiveInt = 1000
     """The most passes over the train interactions."""
@@ -178,7 +178,7 @@ class RunConfig(BaseModel):
         seed = 0
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     graph: str
     """Directory of the graph store."""

@@ -24,6 +24,8 @@ METRICS = {
 }
 """What each metric is called in :mod:`torch_geometric.metrics`, whose import takes a quarter of a command's start."""
 COVERAGE = "coverage"
+KS = (5, 10, 20, 50)
+"""Cut-offs that are measured unless others are asked for."""
 _USERS_AT_ONCE = 1 << 16
 
 
@@ -32,7 +34,7 @@ def evaluate(
     graph: HeteroData,
     split: str,
     *,
-    ks: Sequence[int] = (5, 10, 20, 50),
+    ks: Sequence[int] = KS,
     metrics: Sequence[str] = (*METRICS, COVERAGE),
     mask_valid: bool = False,
     num_users: int | None = None,

@@ -188,6 +188,15 @@ def test_unusable_build_options(
         results.append(command("build-graph", shop, *arguments, "--out", tmp_path / "graph"))
 
 
+def test_features_of_other_items_are_refused(command: Command, tmp_path: Path):
+    pairs = pl.DataFrame({"user_id": np.repeat(np.arange(9), 5), "item_id": np.arange(45) % 11})
+    pairs.select(pl.all().cast(pl.String)).write_csv(tmp_path / "clicks.csv")
+    pl.DataFrame({"item_id": np.arange(100, 120), "features": np.eye(20)}).write_parquet(tmp_path / "image.parquet")
+    image = ("--features", f"image={tmp_path / 'image.parquet'}")
+    with refusal(tmp_path, 1, "none of the 11 items with interactions: 100 is one of theirs, 0 one of") as results:
+        results.append(command("build-graph", tmp_path / "clicks.csv", *image, "--out", tmp_path / "new" / "graph"))
+
+
 def test_the_largest_number_of_neighbors_is_one_less_than_there_are_items(command: Command, shop: Path, tmp_path: Path):
     assert command("build-graph", shop, "-k", 39, "--no-user-graphs", "--out", tmp_path / "graph").exit_code == 0
     with refusal(tmp_path, 2, "between 1 and 39 for 40 items by image (got 40)") as results:
@@ -224,6 +233,8 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--model", "dream", "--set", "model.name.short=x"], ("'name' is a value, not a table",)),
     (["--model", "dream", "--set", "training.epochs=many"], ("training.epochs", "'many'")),
     (["--model", "dream", "--set", "training.learning_rate=-1"], ("training.learning_rate", "got -1")),
+    (["--model", "bpr", "--set", "training.learning_rate=inf"], ("training.learning_rate", "finite", "got inf")),
+    (["--model", "addease", "--set", "model.feature_l2_weight=inf"], ("feature_l2_weight", "finite", "got inf")),
     (["--model", "dream", "--set", "training.metric=recal@20"], ("'recal@20'", "recall")),
     (["--model", "dream", "--set", "training.metric=recall@0"], ("'recall@0'",)),
     (["--model", "dream", "--set", "training.sampling={interactions=[4]}"], ("over 2 hops", "for 1: [4]")),

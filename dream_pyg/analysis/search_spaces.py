@@ -202,6 +202,11 @@ def default_point(space: Space, config: RunConfig, modalities: Sequence[str]) ->
                     f"{key} is {point[key]}, which is none of what is searched ({searched}). "
                     f"Begin at one of these, or keep it with --set {key}={point[key]}."
                 )
+            if isinstance(dimension, LogRange) and not point[key] > 0:
+                raise ConfigError(
+                    f"{key} is {point[key]}, and what is searched on a logarithmic scale must be positive. Begin at a "
+                    f"positive value, or keep it with --set {key}={point[key]}."
+                )
     return point
 
 

@@ -226,6 +226,11 @@ class _Search:
         self.space = space
         self.modalities = modalities
         self._optuna = optuna
+        if special := sorted(set(str(out)) & set("?%#")):
+            raise ConfigError(
+                f"A study cannot be kept in {out}, since its database is opened by an address in which {special[0]!r} "
+                "means something else. Choose a directory without that."
+            )
         self._distributions = {key: _distribution(optuna, dimension) for key, dimension in space.items()}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:

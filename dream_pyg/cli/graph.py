@@ -157,6 +157,11 @@ def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, 
         kept = {key: earlier[key] for key in ("name", "filter", "split") if key in earlier}
         config = DatasetConfig.create(interactions=interactions, **kept)
         known.update(earlier.get("modalities", {}))
+        if earlier.get("items") and options["items"] is None:
+            raise ConfigError(
+                "The graph has a list of all its items, for which no file is given. Add --items FILE, with the items "
+                "in the order of the new feature rows."
+            )
     if options["items"] is not None:
         config = config.with_section("items", path=str(options["items"].absolute()))
     for section, keys in {"split": {"method": "split", "seed": "split_seed"}, "filter": {"k_core": "k_core"}}.items():

@@ -483,6 +483,12 @@ def _align_catalogue(
             and (ids := read_feature_ids(files[f"{name}.features"], name)) is not None
             and ids.dtype == interacted.dtype  # another type is refused when the features are read
         ]
+        for ids in known:
+            if not ids.is_in(interacted.implode()).any():
+                raise DataError(
+                    f"Features are given for none of the {len(interacted)} items with interactions: {ids.min()!r} is "
+                    f"one of theirs, {interacted.min()!r} one of the interactions. Use the same item ids in both."
+                )
         return pl.concat([interacted, *(ids.alias("item_id") for ids in known)]).unique().sort(), frame
     catalogue = read_item_ids(files["items"], config.items.column, config.items.separator)
     catalogue, interacted = same_kind(catalogue, interacted)

@@ -360,8 +360,10 @@ def _matrix_of_lists(lists: pl.Series, ids: pl.Series, where: str) -> NDArray[An
             f"{where}: feature lists must be equally long, but that of item {ids[row]!r} has {lengths[row]} numbers "
             f"and the first has {width}. Make them equal, or leave out items without features."
         )
+    if not width:
+        raise DataError(f"{where}: no item has a feature, since all lists are empty or missing. Give at least one.")
     matrix = np.zeros((len(lists), width), dtype=_numpy_type(lists.dtype.inner))
-    values = lists.drop_nulls().explode() if width else pl.Series([], dtype=lists.dtype.inner)
+    values = lists.drop_nulls().explode()
     if values.null_count():
         row = int(lists.list.eval(pl.element().is_null()).list.any().fill_null(False).arg_max())
         raise DataError(f"{where}: the features of item {ids[row]!r} contain a null. Fill it, or leave out the item.")

@@ -31,6 +31,8 @@ from torch import Tensor
 from dream_pyg.errors import DataError, StoreError
 
 _CHUNK = 1 << 22
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # which cannot be read without being set
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             _flush(temporary)
-            temporary.chmod(0o644)
+            temporary.chmod(0o666 & ~_UMASK)
             temporary.replace(path)
             _flush(path.parent)
         finally:
@@ -78,7 +80,7 @@ def atomic_directory(path: str | Path, *, replace: str | None = None) -> Iterato
             for child in temporary.rglob("*"):
                 if child.is_file():
                     _flush(child)
-            temporary.chmod(0o755)
+            temporary.chmod(0o777 & ~_UMASK)
             if replace is not None and path.exists():
                 path.rename(replaced)
             _rename_to_free(temporary, path)

@@ -11,6 +11,7 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg.errors import ConfigError, TrainingError
 from dream_pyg.graph.co_occurrence import co_occurrence_blocks
+from dream_pyg.graph.processor import available_bytes, gibibytes
 from dream_pyg.graph.schema import INTERACTS
 from dream_pyg.models.base import ClosedForm, ItemWeights, model_config
 
@@ -75,6 +76,13 @@ class EASE(ClosedForm):
     @torch.no_grad()
     def fit(self, graph: HeteroData) -> None:
         """Compute B (I, I), the only matrix that stays."""
+        needed, available = _MATRICES * 4 * self.num_items**2, available_bytes()
+        if available is not None and needed > available:
+            raise ConfigError(
+                f"{type(self).__name__} needs {gibibytes(needed)} for {self.num_items:,} items, and "
+                f"{gibibytes(available)} are free. Use a machine with more memory, or choose itemknn, which never "
+                "builds such a matrix."
+            )
         gram = self.weight.new_zeros(self.num_items, self.num_items)
         user, item = graph[INTERACTS].edge_index.as_tensor()
         for row, column, shared in co_occurrence_blocks(item, user, (self.num_items, self.num_users)):

@@ -246,6 +246,22 @@ def test_a_directory_that_is_no_study_is_refused(shop_graph: Path, tmp_path: Pat
         search(shop_graph, tmp_path)
 
 
+def test_a_directory_that_an_address_cannot_hold_is_refused(shop_graph: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"address in which '\?' means something else"):
+        search(shop_graph, tmp_path / "what?")
+
+
+def test_a_study_cannot_begin_at_zero_on_a_logarithmic_scale():
+    config = RunConfig.create(graph="graph", model="bpr", overrides=["model.l2_weight=0"])
+    with pytest.raises(ConfigError, match=r"model\.l2_weight is 0.*must be positive.*--set model\.l2_weight=0"):
+        default_point(search_space("bpr", []), config, [])
+
+
+def test_the_metric_that_chooses_is_measured_on_test(shop_graph: Path, tmp_path: Path):
+    result = search(shop_graph, tmp_path / "study", 1, overrides=["training.metric=mrr@7"])
+    assert 0 <= result.test_metrics["mrr@7"] <= 1
+
+
 def test_a_damaged_storage_is_named(shop_graph: Path, tmp_path: Path):
     search(shop_graph, tmp_path / "study", 1)
     (tmp_path / "study" / "study.db").write_bytes(b"no database" * 1000)

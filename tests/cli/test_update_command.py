@@ -72,6 +72,14 @@ def test_an_interaction_file_has_the_columns_and_the_split_of_the_graph(command:
     assert load_graph(tmp_path / "graph").info["config"]["split"]["method"] == "leave_last_out"
 
 
+def test_rows_of_features_are_not_taken_for_other_items(command: Command, shop_graph: Path, data: Path, tmp_path: Path):
+    features = [f"--features={name}={data / file}" for name, file in (("image", "image.npy"), ("text", "text.parquet"))]
+    refused = command("update-graph", shop_graph, data / "interactions.csv", *features, "--out", tmp_path / "new")
+    assert refused.exit_code == 2
+    assert "The graph has a list of all its items, for which no file is given. Add --items FILE" in refused.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_no_modality_is_lost_unless_it_is_left_out(command: Command, shop_graph: Path, data: Path, tmp_path: Path):
     clicks = data / "interactions.csv"
     text = ("--items", data / "items.csv", "--features", f"text={data / 'text.parquet'}")

@@ -258,6 +258,14 @@ def test_parquet_features_refused(tmp_path: Path, columns: dict[str, list[Any]],
         read_features(tmp_path / "x.parquet", IDS)
 
 
+@pytest.mark.parametrize("lists", [[None, None], [[], []], [[], None]])
+def test_lists_without_any_number_are_refused(tmp_path: Path, lists: list[list[float] | None]) -> None:
+    features = pl.Series("features", lists, dtype=pl.List(pl.Float32))
+    pl.DataFrame({"item_id": ["a", "b"], "features": features}).write_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="no item has a feature"):
+        read_features(tmp_path / "x.parquet", IDS)
+
+
 @pytest.mark.parametrize(
     ("matrix", "rows", "message"),
     [

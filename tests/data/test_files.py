@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,17 @@ def old(tmp_path: Path) -> Path:
 def replace(path: Path) -> None:
     with atomic_directory(path, replace="graph.json") as directory:
         (directory / "graph.json").write_text("new")
+
+
+def test_what_is_written_is_as_private_as_the_umask_says(tmp_path: Path):
+    code = """
+from dream_pyg.data.files import atomic_directory, write_text
+with atomic_directory("store"):
+    pass
+write_text("file", "text")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, umask=0o027, check=True)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("store", "file")] == [0o750, 0o640]
 
 
 def test_a_directory_is_replaced_as_a_whole(old: Path):
