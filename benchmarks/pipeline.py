@@ -1,6 +1,6 @@
 """How long each stage takes on one dataset: building the graph, an epoch of each model, one full evaluation.
 
-    python benchmarks/pipeline.py datasets/baby --data-dir path/to/baby --out benchmarks/results/pipeline-baby.json
+    python benchmarks/pipeline.py datasets/baby --data-dir path/to/baby --out pipeline.json
 
 Epochs and validations are what a training itself reports, checkpoints and early stopping included. Every figure is the
 minimum, median and maximum over repetitions in one process, after one that is not counted.

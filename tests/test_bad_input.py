@@ -500,12 +500,25 @@ def test_a_changed_byte_in_config_or_run_json_is_refused_or_harmless(damaged_run
     assert num_refused > 0
 
 
-def test_a_changed_config_is_refused_with_both_values(command: Command, damaged_run: Path):
+@pytest.mark.parametrize(
+    ("old", "new", "difference"),
+    [
+        ("num_layers = 2", "num_layers = 3", "model.num_layers: 3 here, 2 there"),
+        (
+            'feature_precision = "auto"',
+            'feature_precision = "bfloat16"',
+            "feature_precision: bfloat16 here, auto there",
+        ),
+    ],
+)
+def test_a_changed_config_is_refused_with_both_values(
+    command: Command, damaged_run: Path, old: str, new: str, difference: str
+):
     text = (damaged_run / "config.toml").read_text()
-    (damaged_run / "config.toml").write_text(text.replace("num_layers = 2", "num_layers = 3"))
-    with refusal(damaged_run.parent, 1, "model.num_layers: 3 here, 2 there") as results:
+    (damaged_run / "config.toml").write_text(text.replace(old, new))
+    with refusal(damaged_run.parent, 1, difference) as results:
         results.append(command("evaluate", damaged_run))
-    with refusal(damaged_run.parent, 1, "model.num_layers: 3 here, 2 there") as results:
+    with refusal(damaged_run.parent, 1, difference) as results:
         results.append(command("train", "--resume", "--run", damaged_run))
 
 

@@ -179,7 +179,7 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
         raise StoreError(f"{path} has no best epoch yet. Continue it with `dream-pyg train --resume --run {path}`.")
     config = RunConfig.load(paths.config)
     info = read_run_info(paths)
-    decisive = ("model.", "num_neighbors:", "training.teacher.vote:")
+    decisive = ("model.", "num_neighbors:", "feature_precision:", "training.teacher.vote:")
     if changed := [line for line in config.differences(info["config"]) if line.startswith(decisive)]:
         raise StoreError(
             f"{paths.config} differs from what {paths.info.name} records of the training (here = config.toml): "
