@@ -134,7 +134,13 @@ def tune(
     stored = load_graph(graph)
     modalities = _fusible_modalities(stored)
     space = search_space(model, modalities, fixed=fixed)
+    default_point(space, base, modalities)  # refused before anything is written
     out = Path(out)
+    if special := sorted(set(str(out)) & set("?%#")):
+        raise ConfigError(
+            f"A study cannot be kept in {out}, since its database is opened by an address in which {special[0]!r} "
+            "means something else. Choose a directory without that."
+        )
     description = {
         "format_version": FORMAT_VERSION,
         "model": model,
@@ -226,11 +232,6 @@ class _Search:
         self.space = space
         self.modalities = modalities
         self._optuna = optuna
-        if special := sorted(set(str(out)) & set("?%#")):
-            raise ConfigError(
-                f"A study cannot be kept in {out}, since its database is opened by an address in which {special[0]!r} "
-                "means something else. Choose a directory without that."
-            )
         self._distributions = {key: _distribution(optuna, dimension) for key, dimension in space.items()}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:

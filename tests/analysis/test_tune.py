@@ -249,12 +249,14 @@ def test_a_directory_that_is_no_study_is_refused(shop_graph: Path, tmp_path: Pat
 def test_a_directory_that_an_address_cannot_hold_is_refused(shop_graph: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"address in which '\?' means something else"):
         search(shop_graph, tmp_path / "what?")
+    assert not (tmp_path / "what?").exists()
 
 
-def test_a_study_cannot_begin_at_zero_on_a_logarithmic_scale():
-    config = RunConfig.create(graph="graph", model="bpr", overrides=["model.l2_weight=0"])
+def test_a_study_cannot_begin_at_zero_on_a_logarithmic_scale(shop_graph: Path, tmp_path: Path):
+    (tmp_path / "zero.toml").write_text('[bpr]\nsource = "a guess"\n[bpr.model]\nl2_weight = 0.0\n')
     with pytest.raises(ConfigError, match=r"model\.l2_weight is 0.*must be positive.*--set model\.l2_weight=0"):
-        default_point(search_space("bpr", []), config, [])
+        search(shop_graph, tmp_path / "study", preset=tmp_path / "zero.toml")
+    assert not (tmp_path / "study").exists()
 
 
 def test_the_metric_that_chooses_is_measured_on_test(shop_graph: Path, tmp_path: Path):
