@@ -183,7 +183,7 @@ def default_point(space: Space, config: RunConfig, modalities: Sequence[str]) ->
     """Where in a space a configuration lies.
 
     Raises:
-        ConfigError: If a value of it is none of a few to choose from.
+        ConfigError: If a value of it is none of a few to choose from, or not positive on a logarithmic scale.
     """
     values = config.to_dict()
     point: dict[str, Any] = {}

@@ -23,7 +23,7 @@ from dream_pyg.data.files import atomic_directory, held, read_json, write_json, 
 from dream_pyg.data.signals import interruptible
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import ConfigError, DataError, Interrupted, ResumeError, TrainingError
-from dream_pyg.evaluation import COVERAGE, KS, METRICS, evaluate, parse_metric
+from dream_pyg.evaluation import KS, evaluate, parse_metric
 from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import StoredGraph, load_graph
@@ -477,18 +477,13 @@ def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: 
             run, written = ranks.together(open_best)
             # A run that was killed after a better epoch, and resumed to other roundings, may not find that one again.
             session.best_epoch, session.best_metrics = int(written["epoch"]), json.loads(written["valid"])
-            lines = evaluate_lines(run, "test", **_tested(config.training.metric), num_users=session.config.eval_users)
+            ks = sorted({*KS, parse_metric(config.training.metric)[1]})
+            lines = evaluate_lines(run, "test", ks=ks, num_users=session.config.eval_users)
             ranks.first_does(lambda: write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": lines}))
         metrics = read_json(paths.test_metrics)["lines"]["general"]
     ended = {"status": "finished", "epochs": session.epoch, "best_epoch": session.best_epoch}
     ranks.first_does(lambda: update_info(paths, **ended))
     return TrainResult(paths.root, session.best_epoch, session.best_metrics, metrics, session.epoch)
-
-
-def _tested(metric: str) -> dict[str, Any]:
-    """What is measured on test: the usual, and the metric that chose the epoch."""
-    name, k = parse_metric(metric)
-    return {"metrics": list(dict.fromkeys((*METRICS, COVERAGE, name))), "ks": sorted({*KS, k})}
 
 
 def evaluate_lines(run: Run, split: str, **options: Any) -> dict[str, dict[str, float]]:
