@@ -158,7 +158,7 @@ class Batch(NamedTuple):
 
         Backward of a gather fills a gradient of the whole table, so one for both costs half of two.
         """
-        pos_item, neg_item = item[torch.cat([self.pos_item, self.neg_item])].chunk(2)
+        pos_item, neg_item = item.index_select(0, torch.cat([self.pos_item, self.neg_item])).chunk(2)
         return pos_item, neg_item
 
 

@@ -255,12 +255,15 @@ class DREAM(Recommender):
         # A batch has some users and many items more than once: what is done with them is done once.
         user, user_row = torch.unique(batch.user, return_inverse=True)
         item, item_row = torch.unique(batch.pos_item, return_inverse=True)
-        behavior_user, modal_user = behavior.user[user], modal.user[user]
-        behavior_item, modal_item = behavior.item[item], modal.item[item]
+        behavior_user, modal_user = behavior.user.index_select(0, user), modal.user.index_select(0, user)
+        items = torch.cat([item, batch.neg_item])
+        (behavior_item, behavior_neg), (modal_item, modal_neg) = (
+            line.item.index_select(0, items).split([len(item), len(batch.neg_item)]) for line in (behavior, modal)
+        )
 
-        neg_item = behavior.item[batch.neg_item] + modal.item[batch.neg_item]
-        general_user, general_item = behavior_user + modal_user, behavior_item + modal_item
-        terms = {"bpr": bpr_loss(general_user[user_row], general_item[item_row], neg_item)}
+        general_user = (behavior_user + modal_user).index_select(0, user_row)
+        general_item = (behavior_item + modal_item).index_select(0, item_row)
+        terms = {"bpr": bpr_loss(general_user, general_item, behavior_neg + modal_neg)}
         terms |= self.alignment(
             behavior_user,
             behavior_item,
@@ -272,11 +275,11 @@ class DREAM(Recommender):
             item_weight=self._negative_weight(graph, ITEM, item),
         )
         if config.signal_weight:
-            of_users = self._signal(graph, USER, user, modal_user[user_row], user_row)
-            of_items = self._signal(graph, ITEM, item, modal_item[item_row], item_row)
+            of_users = self._signal(graph, USER, user, modal_user.index_select(0, user_row), user_row)
+            of_items = self._signal(graph, ITEM, item, modal_item.index_select(0, item_row), item_row)
             terms["signal"] = config.signal_weight * (of_users + of_items)
         if config.l2_weight:
-            initial_rows = initial.user[batch.user], *batch.split_items(initial.item)
+            initial_rows = initial.user.index_select(0, batch.user), *batch.split_items(initial.item)
             terms["l2"] = config.l2_weight * l2_loss(*initial_rows)
         return terms
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from dream_pyg import ranks
 from dream_pyg.graph.processor import has_bfloat16_units
 
-_LEAST_FUSED_TEMPERATURE = 0.025
+_LEAST_BOUNDED_TEMPERATURE = 0.025
 """exp(40) and its reciprocal leave float32 room for sums over any batch."""
 _LEAST_ROUNDED_TEMPERATURE = 0.1
 """Rounding logits to bfloat16 moves the gradient by less than 1% from here on, by 0.1% at 0.2; below, by far more."""
-_SUMMED_COLUMNS = 256
+_NUMBERS_AT_ONCE = 1 << 22
+_LEAST_QUERIES = 256
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -36,17 +37,16 @@ def info_nce(
         query: Rows (B, D).
         key: Rows (B, D).
         temperature: :math:`\tau > 0`.
-        normalize: Whether rows are scaled to unit length first. Then logits cannot exceed :math:`1/\tau`, and for
-            any :math:`\tau` in use one fused function with a single (B, B) buffer computes loss and gradients.
-        dtype: Type of the (B, B) buffer and of the products with it, ``torch.bfloat16`` for speed; by default that
-            of ``query``. Sums over rows, the loss and both gradients keep the type of ``query``.
+        normalize: Whether rows are scaled to unit length first.
+        dtype: Type of the in-batch products, ``torch.bfloat16`` for speed; by default that of ``query``, as also where
+            logits have no bound or a large one. Sums over rows, the loss and both gradients keep the type of ``query``.
 
     Returns:
         The mean over the batch, a scalar.
     """
     if normalize:
-        return unit_info_nce(F.normalize(query, dim=-1), F.normalize(key, dim=-1), temperature, dtype=dtype)
-    return _cross_entropy(query, key, temperature)
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    return _contrast(query, key, temperature, is_unit=normalize, dtype=dtype)
 
 
 def unit_info_nce(
@@ -69,12 +69,29 @@ def unit_info_nce(
         key_weight: Factor of each key's exponential in the sum below the fraction (K,), by default 1.
         dtype: As there.
     """
-    fused = temperature >= _LEAST_FUSED_TEMPERATURE
-    if pairs is not None and (not fused or ranks.num_ranks() > 1):
-        query, key, key_weight = pairs.examples(query, key, key_weight)
-        pairs = None
-    if not fused:
-        return _cross_entropy(query, key, temperature, key_weight)
+    return _contrast(query, key, temperature, is_unit=True, pairs=pairs, key_weight=key_weight, dtype=dtype)
+
+
+class Pairs(NamedTuple):
+    """The examples of a batch as positions of their rows, each (B,)."""
+
+    query: Tensor
+    key: Tensor
+
+
+def _contrast(
+    query: Tensor,
+    key: Tensor,
+    temperature: float,
+    *,
+    is_unit: bool,
+    pairs: Pairs | None = None,
+    key_weight: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    if pairs is not None and ranks.num_ranks() > 1:
+        query, key = query[pairs.query], key[pairs.key]
+        key_weight, pairs = None if key_weight is None else key_weight[pairs.key], None
     if pairs is None:
         key, first = ranks.gather_rows(key)
         own = torch.arange(len(query), device=query.device)
@@ -84,18 +101,9 @@ def unit_info_nce(
         key_count, count = _counts(pairs.key, key), len(pairs.key)
         if key_weight is not None:
             key_count.mul_(key_weight)
-    return _UnitInfoNCE.apply(query, key, *pairs, key_count, count, temperature, dtype or query.dtype)
-
-
-class Pairs(NamedTuple):
-    """The examples of a batch as positions of their rows, each (B,)."""
-
-    query: Tensor
-    key: Tensor
-
-    def examples(self, query: Tensor, key: Tensor, key_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The query, the key and its weight of each example, repeated as the batch has them."""
-        return query[self.query], key[self.key], None if key_weight is None else key_weight[self.key]
+    is_bounded = is_unit and temperature >= _LEAST_BOUNDED_TEMPERATURE
+    dtype = query.dtype if dtype is None or not is_bounded else dtype
+    return _InfoNCE.apply(query, key, *pairs, key_count, count, temperature, is_bounded, dtype)
 
 
 def _counts(position: Tensor, rows: Tensor) -> Tensor:
@@ -103,26 +111,15 @@ def _counts(position: Tensor, rows: Tensor) -> Tensor:
     return rows.new_zeros(len(rows)).index_add_(0, position, rows.new_ones(len(position)))
 
 
-def _cross_entropy(query: Tensor, key: Tensor, temperature: float, key_weight: Tensor | None = None) -> Tensor:
-    key, first = ranks.gather_rows(key)
-    positive = torch.arange(first, first + len(query), device=query.device)
-    logits, constant = query @ key.T / temperature, query.new_zeros(())
-    if key_weight is not None:
-        bias = ranks.gather_rows(key_weight)[0].log()
-        logits, constant = logits + bias, bias[positive].sum()
-    total = F.cross_entropy(logits, positive, reduction="sum") + constant
-    return total / (len(key) / ranks.num_ranks())
+class _InfoNCE(torch.autograd.Function):
+    """InfoNCE and its gradients at once, from the exponentials of some queries at a time, which are not kept.
 
+    A query and a key have one exponential, that counts as often as the batch has its key (times the weight of that
+    key), in a term that counts as often as the batch has its query. ``count`` is what divides the sum over the batch.
+    Queries and keys get the softmax-weighted sums of each other as gradients.
 
-class _UnitInfoNCE(torch.autograd.Function):
-    """InfoNCE over unit rows.
-
-    Logits lie between -1/temperature and 1/temperature, so at a temperature that is not tiny no exponential, nor a sum
-    of them over any batch, overflows or vanishes, and no pass for the maximum is needed. Backward needs only the
-    exponentials and their row sums: q and k get the softmax-weighted sums of each other.
-
-    A pair of rows has one exponential, that counts as often as the batch has its key (times the weight of that key), in
-    a term that counts as often as the batch has its query. ``count`` is what divides the sum over the batch.
+    Where rows are of unit length, logits lie between -1/temperature and 1/temperature: at a temperature that is not
+    tiny no exponential, nor a sum of them over any batch, overflows or vanishes, and no maximum is taken off first.
     """
 
     @staticmethod
@@ -135,42 +132,39 @@ class _UnitInfoNCE(torch.autograd.Function):
         key_count: Tensor,
         count: float,
         temperature: float,
+        is_bounded: bool,
         dtype: torch.dtype,
     ) -> Tensor:
-        bound = 1.0 / temperature
-        exponentials = torch.mm((query * bound).to(dtype), key.to(dtype).T).exp_()
-        row_sum = _row_sum(exponentials, key_count)
+        factors, key_counts = key.to(dtype), key_count.to(dtype).unsqueeze(1)
+        counted = (key * key_count.unsqueeze(1)).to(dtype)
         query_count = _counts(query_row, query)
-        ctx.save_for_backward(query, key, query_row, key_row, key_count, query_count / row_sum, exponentials)
-        ctx.scale = bound / count
-        positive = (query[query_row] * key[key_row]).sum() * bound
-        return (row_sum.log().dot(query_count) - positive) / count
+        of_query, of_key = torch.empty_like(query), torch.zeros_like(key)
+        total = query.new_zeros(())
+        at_once = max(_LEAST_QUERIES, _NUMBERS_AT_ONCE // max(1, len(key)))
+        for rows, times, grad in zip(*(x.split(at_once) for x in (query, query_count, of_query)), strict=True):
+            exponentials = torch.mm((rows / temperature).to(dtype), factors.T)
+            if not is_bounded:
+                most = exponentials.amax(dim=1)
+                total += most.dot(times)
+                exponentials.sub_(most.unsqueeze(1))
+            row_sum = torch.mm(exponentials.exp_(), key_counts).squeeze(1).to(query.dtype)
+            total += row_sum.log().dot(times)
+            weight = (times / row_sum).unsqueeze(1)
+            torch.mul(torch.mm(exponentials, counted), weight, out=grad)
+            # This order of the product spares the exponentials a transposition.
+            of_key += torch.mm((rows * weight).to(dtype).T, exponentials).T
+        of_key *= key_count.unsqueeze(1)
+        queries, keys = query.index_select(0, query_row), key.index_select(0, key_row)
+        scale = 1.0 / (temperature * count)
+        of_query.index_add_(0, query_row, keys, alpha=-1).mul_(scale)
+        of_key.index_add_(0, key_row, queries, alpha=-1).mul_(scale)
+        ctx.save_for_backward(of_query, of_key)
+        return total / count - (queries * keys).sum() * scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, query_row, key_row, key_count, weight, exponentials = ctx.saved_tensors
-        dtype, scale = exponentials.dtype, grad * ctx.scale
-        query_grad = key_grad = None
-        if ctx.needs_input_grad[0]:
-            expected = exponentials @ (key * key_count.unsqueeze(1)).to(dtype)
-            query_grad = expected.to(query.dtype) * weight.unsqueeze(1)
-            query_grad.index_add_(0, query_row, key[key_row], alpha=-1).mul_(scale)
-        if ctx.needs_input_grad[1]:
-            # This order of the product spares the large buffer a transposition.
-            expected = ((query * weight.unsqueeze(1)).to(dtype).T @ exponentials).T
-            key_grad = expected.to(query.dtype) * key_count.unsqueeze(1)
-            key_grad.index_add_(0, key_row, query[query_row], alpha=-1).mul_(scale)
-        return query_grad, key_grad, *(None,) * 6
-
-
-def _row_sum(exponentials: Tensor, key_count: Tensor) -> Tensor:
-    """What the exponentials (Q, K) of each query sum to, each times the count of its key (K,), in the latter's type."""
-    if exponentials.is_cuda:  # A copy of the buffer costs it less than many small products.
-        return (exponentials * key_count).sum(dim=1)
-    # A bfloat16 sum is precise over a short stretch only, and one in float32 would first copy the whole buffer.
-    counts = key_count.to(exponentials.dtype).split(_SUMMED_COLUMNS)
-    stretches = zip(exponentials.split(_SUMMED_COLUMNS, 1), counts, strict=True)
-    return torch.stack([stretch @ count for stretch, count in stretches]).to(key_count.dtype).sum(dim=0)
+        of_query, of_key = ctx.saved_tensors
+        return of_query * grad, of_key * grad, *(None,) * 7
 
 
 class BehaviorModalAlignment(nn.Module):
@@ -256,15 +250,17 @@ class BehaviorModalAlignment(nn.Module):
     def _info_nce(
         self, query: Tensor, key: Tensor, query_row: Tensor | None, key_row: Tensor | None, key_weight: Tensor | None
     ) -> Tensor:
-        pairs = None if query_row is None or key_row is None else Pairs(query_row, key_row)
-        if not self.normalize:
-            if pairs is not None:
-                query, key, key_weight = pairs.examples(query, key, key_weight)
-            return _cross_entropy(query, key, self.temperature, key_weight)
         auto = self.precision == "auto" and self.temperature >= _LEAST_ROUNDED_TEMPERATURE
         rounded = self.precision == "bfloat16" or (auto and has_bfloat16_units(query.device))
-        dtype = torch.bfloat16 if rounded and query.dtype == torch.float32 else None
-        return unit_info_nce(query, key, self.temperature, pairs=pairs, key_weight=key_weight, dtype=dtype)
+        return _contrast(
+            query,
+            key,
+            self.temperature,
+            is_unit=self.normalize,
+            pairs=None if query_row is None or key_row is None else Pairs(query_row, key_row),
+            key_weight=key_weight,
+            dtype=torch.bfloat16 if rounded and query.dtype == torch.float32 else None,
+        )
 
     def extra_repr(self) -> str:
         """What distinguishes this module in a printed model."""

@@ -12,7 +12,7 @@ from dream_pyg import ranks
 from dream_pyg.config import RunConfig, SamplingConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.processor import available_bytes, gibibytes
-from dream_pyg.graph.schema import INTERACTS, ITEM, USER, feature_modalities, feature_name, label_name
+from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name
 from dream_pyg.models import find_model
 
 _KEPT = 3
@@ -27,7 +27,6 @@ class Needs(NamedTuple):
 
     tables: int
     features: int
-    products: int
 
     @property
     def total(self) -> int:
@@ -36,7 +35,7 @@ class Needs(NamedTuple):
 
 
 def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> Needs:
-    """What a model's tables with gradients and optimizer, the features it is given, and its alignment take at least.
+    """What a model's tables with gradients and optimizer, and the features it is given, take at least.
 
     Args:
         config: The run; a model without ``embedding_dim`` has no tables.
@@ -56,19 +55,7 @@ def least_bytes(config: RunConfig, graph: HeteroData, device: torch.device) -> N
         held = getattr(torch, precision) if precision in ("float32", "bfloat16") else stored.dtype
         if (device.type != "cpu" and precision is not None) or stored.dtype != held:
             features += held.itemsize * stored.numel()
-    return Needs(kept + _KEPT * trained + _PASSING * (table + trained), features, _product_bytes(config, graph))
-
-
-def _product_bytes(config: RunConfig, graph: HeteroData) -> int:
-    """What alignment keeps of a batch until backward: a bfloat16 number at least for each pair of distinct nodes."""
-    intra, inter = (bool(config.model.get(name, 0)) for name in ("intra_weight", "inter_weight"))
-    if not intra and not inter:
-        return 0
-    train = graph[INTERACTS][label_name("train")]
-    share = min(config.training.batch_size, train.size(1)) / ranks.num_ranks()
-    chances = (nodes.bincount().double() / len(nodes) for nodes in train)
-    users, items = (-torch.expm1(share * torch.log1p(-chance)).sum().item() for chance in chances)
-    return round(2 * (intra * 2 * users * items + inter * (users**2 + items**2)))
+    return Needs(kept + _KEPT * trained + _PASSING * (table + trained), features)
 
 
 def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> None:
@@ -94,8 +81,8 @@ def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> 
     cure = f"with --set {' or '.join(cures)} it may fit" if cures else "it wants a larger machine"
     raise ConfigError(
         f"Training {config.model_name} on this graph takes at least {gibibytes(needs.total)} of memory in each process "
-        f"(tables with gradients and optimizer {gibibytes(needs.tables)}, features {gibibytes(needs.features)}, "
-        f"products within a batch {gibibytes(needs.products)}), but {gibibytes(free)} are free: {cure}."
+        f"(tables with gradients and optimizer {gibibytes(needs.tables)}, features {gibibytes(needs.features)}), but "
+        f"{gibibytes(free)} are free: {cure}."
     )
 
 
@@ -127,11 +114,6 @@ def _savings(config: RunConfig) -> Iterator[list[Saving]]:
     can_be_sampled = find_model(config.model_name).needs_whole_graph(config.hyperparameters) is None
     if can_be_sampled and config.training.sampling is None:
         yield [("training.sampling={}", training(sampling=SamplingConfig()))]
-    yield [(f"training.batch_size={size}", training(batch_size=size)) for size in _halves(config.training.batch_size)]
-    dims = _halves(config.model.get("embedding_dim", 0))
-    yield [(f"model.embedding_dim={dim}", model(embedding_dim=dim)) for dim in dims]
-
-
-def _halves(number: int) -> list[int]:
-    """A number halved once, twice, and so on, down to 1."""
-    return [number >> times for times in range(1, number.bit_length())]
+    width = config.model.get("embedding_dim", 0)
+    halves = [width >> times for times in range(1, width.bit_length())]
+    yield [(f"model.embedding_dim={dim}", model(embedding_dim=dim)) for dim in halves]

@@ -13,11 +13,14 @@ from torch.optim.adam import adam
 from dream_pyg.config import TrainingConfig
 from dream_pyg.models import Recommender
 
+_NUMBERS_AT_ONCE = 1 << 17
+"""What a cache keeps of a table, its moments and gradient between reading and writing: half the time on a CPU."""
+
 
 class LazyAdam(torch.optim.Optimizer):
     """Adam (arXiv 1412.6980) on the rows that have a gradient; moments and weights of all others stay as they are.
 
-    What :class:`torch.optim.SparseAdam` does, in half the time: PyTorch's fused kernel runs on the gathered rows.
+    What :class:`torch.optim.SparseAdam` does, in a third of the time: PyTorch's fused kernel runs on the gathered rows.
 
     Args:
         tables: Parameters whose gradients are sparse, with a row for each node.
@@ -47,19 +50,32 @@ class LazyAdam(torch.optim.Optimizer):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         # A checkpoint is read into the CPU's memory, and only moments follow their table from there.
         state["step"] = state["step"].to(table.device)
-        gradient = table.grad.coalesce()  # type: ignore[union-attr]
-        (node,) = gradient.indices()
+        node, gradient = _distinct_rows(table.grad)  # type: ignore[arg-type]
         whole = (table, state["exp_avg"], state["exp_avg_sq"])
-        # A lookup gathers several times faster than indexing.
-        rows = [F.embedding(node, one.detach()) for one in whole]
         beta1, beta2 = group["betas"]
-        adam(
-            [rows[0]], [gradient.values()], [rows[1]], [rows[2]], [], [state["step"]],
-            fused=True, lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
-            amsgrad=False, maximize=False, weight_decay=0.0,
-        )  # fmt: skip
-        for one, moved in zip(whole, rows, strict=True):
-            one.index_copy_(0, node, moved)
+        at_once = len(node) if table.is_cuda else _NUMBERS_AT_ONCE // table.size(1)
+        for nodes, gradients in zip(node.split(max(1, at_once)), gradient.split(max(1, at_once)), strict=True):
+            # A lookup gathers several times faster than indexing.
+            rows = [F.embedding(nodes, one.detach()) for one in whole]
+            adam(
+                [rows[0]], [gradients], [rows[1]], [rows[2]], [], [state["step"].clone()],
+                fused=True, lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
+                amsgrad=False, maximize=False, weight_decay=0.0,
+            )  # fmt: skip
+            for one, moved in zip(whole, rows, strict=True):
+                one.index_copy_(0, nodes, moved)
+        state["step"] += 1
+
+
+def _distinct_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a sparse gradient, each once, and what each gets; sorts and adds up, which is slow, if it must."""
+    if not gradient.is_coalesced():
+        node = gradient._indices()[0]
+        has = torch.zeros(gradient.size(0), dtype=torch.bool, device=node.device).index_fill_(0, node, True)
+        if int(has.count_nonzero()) == len(node):
+            return node, gradient._values()
+        gradient = gradient.coalesce()
+    return gradient.indices()[0], gradient.values()
 
 
 def make_optimizers(model: Recommender, config: TrainingConfig) -> list[torch.optim.Optimizer]:

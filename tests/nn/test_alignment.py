@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dream_pyg.nn import alignment
 from dream_pyg.nn.alignment import BehaviorModalAlignment, Pairs, info_nce, unit_info_nce
 from tests.oracles import dream
 from tests.oracles.gradients import numerical_gradient
@@ -218,9 +219,23 @@ def test_bfloat16_is_float32_to_the_rounding_of_its_logits():
 
 
 def test_bfloat16_sums_rows_in_float32():
-    # All 257 exponentials are exactly 1, and bfloat16 has no 257.
-    query, key = (row.expand(257, 4) for row in torch.eye(4)[:2].split(1))
-    np.testing.assert_allclose(info_nce(query, key, 0.25, dtype=torch.bfloat16).item(), np.log(257), rtol=1e-6)
+    # All exponentials are exactly 1: a sum in bfloat16 would come no further than 256.
+    query, key = (row.expand(3000, 4) for row in torch.eye(4)[:2].split(1))
+    loss = info_nce(query, key, 0.25, dtype=torch.bfloat16).item()
+    np.testing.assert_allclose(loss, np.log(3000), rtol=0, atol=2.0**-8)
+
+
+def test_info_nce_of_many_rows_at_once_is_that_of_few(monkeypatch):
+    query, key = rows(40, 8, seed=1).requires_grad_(), rows(40, 8, seed=2).requires_grad_()
+
+    def of_all(normalize):
+        loss = info_nce(query, key, TAU, normalize=normalize)
+        return loss, *torch.autograd.grad(loss, (query, key))
+
+    expected = [of_all(normalize) for normalize in (True, False)]
+    monkeypatch.setattr(alignment, "_NUMBERS_AT_ONCE", 0)
+    monkeypatch.setattr(alignment, "_LEAST_QUERIES", 7)
+    torch.testing.assert_close([of_all(normalize) for normalize in (True, False)], expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("normalize", [True, False])

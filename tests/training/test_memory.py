@@ -107,30 +107,6 @@ def test_sampling_is_advised_only_where_it_can_be_had(stored):
     assert advised == [True, False, False]
 
 
-def test_products_count_each_pair_of_a_batchs_distinct_nodes_once(stored):
-    train = stored.graph["user", "interacts", "item"][label_name("train")]
-    users, items = (len(nodes.unique()) for nodes in train)
-
-    def products(*overrides: str) -> int:
-        config = RunConfig.create(graph=stored.path, model="dream", overrides=overrides)
-        return least_bytes(config, stored.graph, CPU).products
-
-    everything = "training.batch_size=1000000"  # nearly: a batch may miss some
-    whole = 2 * (users + items) ** 2
-    assert 0.3 * whole < products(everything) < whole
-    assert products(everything, "model.intra_weight=0") < products(everything)
-    assert products(everything, "model.intra_weight=0", "model.inter_weight=0") == 0
-    assert products("training.batch_size=1") == pytest.approx(8, rel=1e-3)
-
-
-def test_a_batch_that_cannot_fit_is_refused_with_one_that_does(stored, monkeypatch):
-    config = RunConfig.create(graph=stored.path, model="dream", overrides=["training.batch_size=4096"])
-    smaller = RunConfig.create(graph=stored.path, model="dream", overrides=["training.batch_size=16"])
-    monkeypatch.setattr(memory, "available_bytes", lambda: least_bytes(smaller, stored.graph, CPU).total)
-    with pytest.raises(ConfigError, match=r"products within a batch .* with --set training.batch_size=16 "):
-        check_memory(config, stored.graph, CPU)
-
-
 @pytest.mark.parametrize("free", [None, 1 << 40])
 def test_what_fits_or_cannot_be_known_is_not_refused(stored, monkeypatch, free):
     monkeypatch.setattr(memory, "available_bytes", lambda: free)

@@ -62,7 +62,7 @@ def test_the_number_of_steps_follows_the_table_to_its_device(monkeypatch):
     other = torch.nn.Parameter(torch.ones(4, 2, device="meta"))
     loaded = LazyAdam([other], lr=0.1)
     loaded.load_state_dict(optimizer.state_dict())
-    other.grad = torch.sparse_coo_tensor(torch.zeros(1, 1), torch.ones(1, 2), (4, 2), device="meta")
+    other.grad = torch.sparse_coo_tensor(torch.zeros(1, 1), torch.ones(1, 2), (4, 2), device="meta", is_coalesced=True)
     devices = []
     monkeypatch.setattr("dream_pyg.training.optimizers.adam", lambda *lists, **_: devices.extend(lists[5]))
     loaded.step()
