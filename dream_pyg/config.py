@@ -58,6 +58,8 @@ class SamplingConfig(BaseModel):
     """In each relation graph."""
     features: FanOut = 2
     """Items whose features stand for those of a user."""
+    negatives: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """How much of a mention a negative item is, which one term of the loss compares with one user."""
 
 
 class TeacherConfig(BaseModel):

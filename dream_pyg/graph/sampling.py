@@ -28,6 +28,7 @@ from dream_pyg.graph.schema import (
 )
 
 Ids = NDArray[np.int64]
+Mentions = NDArray[np.float64 | np.int64]
 
 
 class ReceptiveField(NamedTuple):
@@ -51,7 +52,7 @@ class FanOuts(NamedTuple):
     """How many neighbours are drawn for each mention of a node; -1 takes all of them.
 
     A node that a batch mentions several times, or that is reached over several edges, gets as many times more: the
-    draws are those of one tree for each mention, made without repetition.
+    draws are those of one tree for each mention, made without repetition. Less than a mention gets less, at least one.
     """
 
     interactions: tuple[int, ...]
@@ -136,22 +137,28 @@ class NeighborSampler:
         self._met = {node: _Met(int(graph[node].num_nodes)) for node in (USER, ITEM)}
         self._described = _Met(int(graph[ITEM].num_nodes))
 
-    def draw(self, user: Tensor, item: Tensor, random: np.random.Generator) -> Neighborhood:
+    def draw(
+        self, user: Tensor, item: Tensor, random: np.random.Generator, item_mentions: Tensor | None = None
+    ) -> Neighborhood:
         """Draw the neighbourhood of some nodes, which become the first of it, ascending.
 
         Args:
             user: User ids (B,), repeated or not.
             item: Item ids (N,), repeated or not.
             random: Where chance comes from.
+            item_mentions: How much of a mention each of the items is (N,); by default one.
         """
         met, described = self._met, self._described
         try:
-            mentions = {node: met[node].begin(ids.numpy()) for node, ids in ((USER, user), (ITEM, item))}
+            mentions = {
+                USER: met[USER].begin(user.numpy()),
+                ITEM: met[ITEM].begin(item.numpy(), None if item_mentions is None else item_mentions.numpy()),
+            }
             num_seeds = {node: len(met[node]) for node in met}
             edges: dict[EdgeType, DrawnEdges] = {}
-            inner_mentions: dict[str, Ids] = {}
+            inner_mentions: dict[str, Mentions] = {}
             for node, modalities in ((USER, self.field.user_knn), (ITEM, self.field.item_knn)):
-                seeds, wanted = np.arange(num_seeds[node]), mentions[node] * self.fan_outs.relations
+                seeds, wanted = np.arange(num_seeds[node]), _wanted(mentions[node], self.fan_outs.relations)
                 drawn = {
                     edge_type: self._draw(edge_type, seeds, wanted, met[node], random)
                     for edge_type in (knn_edge(node, modality) for modality in modalities)
@@ -164,7 +171,7 @@ class NeighborSampler:
             num_inner = {node: len(inner) for node, inner in inner_mentions.items()}
             described.add(met[ITEM].ids())
             if self.field.user_features:
-                wanted = inner_mentions[USER] * self.fan_outs.features
+                wanted = _wanted(inner_mentions[USER], self.fan_outs.features)
                 edges[DESCRIBES] = self._draw(REV_INTERACTS, np.arange(len(wanted)), wanted, described, random)
             if self.field.relations_after_hops:
                 mentions, num_within = inner_mentions, [num_inner]
@@ -178,7 +185,7 @@ class NeighborSampler:
                 one.forget()
 
     def _hops(
-        self, mentions: dict[str, Ids], num_within: list[dict[str, int]], random: np.random.Generator
+        self, mentions: dict[str, Mentions], num_within: list[dict[str, int]], random: np.random.Generator
     ) -> dict[EdgeType, DrawnEdges]:
         """Edges over the interactions, from some nodes outwards; appends how many nodes lie within each hop.
 
@@ -193,7 +200,8 @@ class NeighborSampler:
             for edge_type, parts in drawn.items():
                 source, _, target = edge_type
                 ring = np.flatnonzero(mentions[target])
-                parts.append(self._draw(edge_type, ring, mentions[target][ring] * fan_out, self._met[source], random))
+                wanted = _wanted(mentions[target][ring], fan_out)
+                parts.append(self._draw(edge_type, ring, wanted, self._met[source], random))
             for (node, *_), parts in drawn.items():
                 number = len(self._met[node])
                 reached[node] = np.pad(reached[node], (0, number - len(reached[node])))
@@ -296,6 +304,11 @@ def _hops(
     return hops
 
 
+def _wanted(mentions: Mentions, fan_out: int) -> Ids:
+    """How many neighbours nodes get that are mentioned so often; all are a negative number."""
+    return np.ceil(mentions * fan_out).astype(np.int64) if fan_out >= 0 else np.full(len(mentions), -1)
+
+
 def _by_target(parts: list[DrawnEdges]) -> DrawnEdges:
     source, target, edge = (np.concatenate([part[column] for part in parts]) for column in range(3))
     scale = np.concatenate([part.scale for part in parts])
@@ -319,11 +332,11 @@ class _Met:
         """All nodes met."""
         return self._ids
 
-    def begin(self, ids: Ids) -> Ids:
-        """Meet the first nodes, ascending; how often each comes in ``ids``."""
-        first, count = np.unique(ids, return_counts=True)
+    def begin(self, ids: Ids, share: NDArray[np.float32] | None = None) -> Mentions:
+        """Meet the first nodes, ascending; how often each comes in ``ids``, or the sum of its shares."""
+        first, place = np.unique(ids, return_inverse=True)
         self.add(first)
-        return count
+        return np.bincount(place, share)
 
     def add(self, ids: Ids) -> Ids:
         """Meet some nodes, new or not; their places."""

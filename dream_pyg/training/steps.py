@@ -71,6 +71,7 @@ class SampledSteps:
         self._graph = graph
         self._modalities = field.features
         self._sampler = NeighborSampler(graph, field, fan_outs)
+        self._negatives = sampling.negatives
         self._seed = seed
         self._device = device
 
@@ -84,7 +85,9 @@ class SampledSteps:
         batch = _own_slice(batch)
         random = np.random.default_rng([self._seed, epoch, step, ranks.rank()])
         item = torch.cat([batch.pos_item, batch.neg_item])
-        neighborhood = self._sampler.draw(batch.user, item, random)
+        mentions = torch.ones(2, len(batch.user))
+        mentions[1] = self._negatives
+        neighborhood = self._sampler.draw(batch.user, item, random, mentions.flatten())
         seeds = {
             node: torch.from_numpy(ids[: neighborhood.num_seeds[node]]) for node, ids in neighborhood.nodes.items()
         }

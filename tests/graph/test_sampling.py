@@ -155,6 +155,17 @@ def test_as_many_neighbours_are_drawn_as_a_node_is_mentioned(graph):
     assert np.array_equal(counts, item.numpy()[drawn.nodes[ITEM]])
 
 
+def test_less_than_a_mention_gets_less_but_one_neighbour_at_least(graph):
+    item = torch.bincount(graph[INTERACTS][label_name("train")][1]).topk(3).indices.sort().values
+    field, nobody = ReceptiveField(1), torch.empty(0, dtype=torch.long)
+    twice = torch.cat([item, item[:1]])
+    share = torch.tensor([1.0, 0.5, 0.1, 0.5])
+    for fan_out, expected in ((2, [3, 1, 1]), (-1, graph[INTERACTS].edge_index[1].bincount()[item].tolist())):
+        sampler = NeighborSampler(graph, field, FanOuts((fan_out,), 1, 1))
+        drawn = sampler.draw(nobody, twice, np.random.default_rng(0), share)
+        assert np.bincount(drawn.edges[INTERACTS].target).tolist() == expected
+
+
 @given(st.integers(1, 12), st.integers(1, 6))
 def test_each_edge_is_drawn_with_the_probability_that_its_scale_inverts(degree, fan_out):
     """Averaged over all starts, which differ only by which multiple of 1/d they lie behind."""
