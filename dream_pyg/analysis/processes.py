@@ -20,13 +20,13 @@ logger = logging.getLogger("dream_pyg")
 _POLL_SECONDS = 0.1
 
 
-def train_in_processes(tasks: Sequence[tuple[RunConfig, Path]], jobs: int) -> Iterator[Path]:
+def train_in_processes(tasks: Sequence[tuple[RunConfig, Path, bool]], jobs: int) -> Iterator[Path]:
     """Train runs, or what is left of them.
 
     Whatever ends this early, an interrupt or a failure, asks the processes to save and waits for them.
 
     Args:
-        tasks: Configurations and run directories.
+        tasks: Configurations, run directories, and whether the test split is read.
         jobs: Processes at a time.
 
     Yields:
@@ -41,9 +41,9 @@ def train_in_processes(tasks: Sequence[tuple[RunConfig, Path]], jobs: int) -> It
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    config, run = waiting.pop()
+                    config, run, test = waiting.pop()
                     files = Path(scratch) / str(len(waiting))
-                    running[run] = (_start(config, run, files), files)
+                    running[run] = (_start(config, run, files, test=test), files)
                     logger.info("Training %s", run)
                 ended = [run for run, (process, _) in running.items() if process.poll() is not None]
                 for run in ended:
@@ -70,11 +70,11 @@ def _reason(exit_code: int, said: list[str]) -> str:
     return (errors or said or [f"exit code {exit_code}"])[-1]
 
 
-def _start(config: RunConfig, run: Path, files: Path) -> subprocess.Popen[bytes]:
+def _start(config: RunConfig, run: Path, files: Path, *, test: bool) -> subprocess.Popen[bytes]:
     one_thread = config.training.model_copy(update={"num_threads": 1})
     config.model_copy(update={"training": one_thread}).save(files.with_suffix(".toml"))
     command = [sys.executable, "-m", "dream_pyg", "--quiet", "train", "--config", str(files.with_suffix(".toml"))]
-    command += ["--run", str(run), *(["--resume"] if run.exists() else [])]
+    command += ["--run", str(run), *(["--resume"] if run.exists() else []), *([] if test else ["--no-test"])]
     with files.with_suffix(".log").open("wb") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then asks for a save, once.
         return subprocess.Popen(

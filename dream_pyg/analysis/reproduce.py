@@ -51,6 +51,7 @@ TABLES = {
     "table3": "ablations of DREAM",
     "table4": "Behavior-Modal Alignment (BMA) in other models",
     "accuracy": "DREAM as published and at its best, for whom, and what each addition is worth",
+    "choices": "DREAM as published with one choice changed that the paper leaves open, on validation",
 }
 COMPARED = ("bpr", "lightgcn", "vbpr", "mmgcn", "dualgnn", "bm3", "freedom", "mgcn", "dream")
 """The systems of Table 2, in its order."""
@@ -71,12 +72,25 @@ BEST_WITHOUT = {
     "best_with_user_graphs": ("DREAM (best), users over user-user graphs", ("model.user_modal=user_graph",)),
 }
 """The rows of the table of accuracy that take an addition away again: their names, and the values that do it."""
+_WEIGHTS = {"intra_weight": "alpha", "inter_weight": "beta", "signal_weight": "gamma", "l2_weight": "lambda"}
+_FACTORS = {"third": ("a third of", 1 / 3), "triple": ("three times", 3.0)}
+_WAYS = {
+    "printed_rate": ("learning rate 0.001, as printed", "training.learning_rate=0.001"),
+    "gate_id": ("the gate filters ID embeddings", "model.gate_input=id"),
+    "features_raw": ("the gate reads features as they are", "model.feature_scaling=raw"),
+    "features_rms": ("the gate reads features in rows of norm sqrt(F)", "model.feature_scaling=rms"),
+    "alignment_dot": ("alignment by inner product", "model.normalize_alignment=false"),
+    "signal_dot": ("signal by inner product", "model.normalize_signal=false"),
+    "signal_uncentered": ("signal of uncentred features", "model.center_signal=false"),
+    "signal_norm": ("signal as a norm, not its square", "model.squared_signal=false"),
+}
 MODELS_OF_TABLE = {
     "table1": (),
     "table2": COMPARED,
     "table3": ("dream",),
     "table4": tuple(ALIGNED),
     "accuracy": ("popularity", "ease", "addease", "lightgcn", "dream"),
+    "choices": ("dream",),
 }
 
 _TESTED = "recall@20"
@@ -109,6 +123,19 @@ class Task(NamedTuple):
 
     config: RunConfig
     run: Path
+    test: bool
+    """Whether the test split is read."""
+
+
+def choices() -> dict[str, tuple[str, str]]:
+    """The rows of the table of choices below the first: their names, and the value that is another one."""
+    paper = load_presets("paper")["dream"].values["model"]
+    weights = {
+        f"{weight}_{key}": (f"{times} {symbol}", f"model.{weight}={factor * paper[weight]:.3g}")
+        for weight, symbol in _WEIGHTS.items()
+        for key, (times, factor) in _FACTORS.items()
+    }
+    return weights | _WAYS
 
 
 def reproduce(
@@ -126,7 +153,7 @@ def reproduce(
     """Train what a table of the paper needs and is not there yet, and write the table into ``out``.
 
     Args:
-        table: ``"table1"`` to ``"table4"``, or ``"accuracy"``.
+        table: One of :data:`TABLES`.
         graph: The graph store; the name of its data set finds the printed values.
         out: Directory of the tables of one graph, and of their runs.
         num_seeds: Runs of each system, with the seeds 0, 1, ...
@@ -160,7 +187,7 @@ def reproduce(
     with continuable(out, f"{table} of {info['dataset']}"):
         if table == "table1":
             return _written(_make_table(table, info, [_statistics(info)], about, notes, complete=True), out)
-        systems, tasks, missing = _plan(systems_of, asked, out, info["fingerprint"], num_seeds)
+        systems, tasks, missing = _plan(table, systems_of, asked, out, info["fingerprint"], num_seeds)
         here = {system.config.model_name for system in systems}
         if left_out := [find_model(model).__name__ for model in systems_of if model not in here]:
             about["left out"] = left_out
@@ -169,7 +196,7 @@ def reproduce(
         def written() -> Table:
             rows = [_row(table, system, tasks[system.key], missing, info["dataset"]) for system in systems]
             if not missing:
-                _test_over_users(systems, rows)
+                _test_over_users(systems, rows, _split(table))
             return _written(_make_table(table, info, rows, about, notes, complete=not missing), out)
 
         result = written()
@@ -197,7 +224,7 @@ def _systems(
     def system(key: str, name: str, model: str, *values: str, own: str | Path | None = None) -> System:
         own = own or (preset if model in presets else None)
         config = RunConfig.create(graph=graph, model=model, preset=own, overrides=[*overrides, *values])
-        reference = {"table4": model, "accuracy": "best"}.get(table, "dream")
+        reference = {"table4": model, "accuracy": "best", "choices": "paper"}.get(table, "dream")
         return System(
             key, name, config, "defaults" if own is None else str(own), reference if key != reference else None
         )
@@ -211,6 +238,9 @@ def _systems(
             for key, (without, values) in BEST_WITHOUT.items():
                 systems.append(system(key, without, model, *values, own="best"))
             return systems
+        if table == "choices":
+            systems.append(system("paper", "DREAM (paper)", model, own="paper"))
+            return systems + [system(key, of, model, value, own="paper") for key, (of, value) in choices().items()]
         systems.append(system(model, name, model))
         if table == "accuracy" and model == "lightgcn":
             # So that nobody takes for DREAM's what is the teacher's.
@@ -242,16 +272,26 @@ def _systems(
     return systems_of
 
 
+def _split(table: str) -> str:
+    """What a table's figures are of: choices are made on validation."""
+    return "valid" if table == "choices" else "test"
+
+
 def _plan(
-    systems_of: dict[str, list[System]], asked: Container[str], out: Path, fingerprint: str, num_seeds: int
+    table: str,
+    systems_of: dict[str, list[System]],
+    asked: Container[str],
+    out: Path,
+    fingerprint: str,
+    num_seeds: int,
 ) -> tuple[list[System], dict[str, list[Task]], dict[Path, Task]]:
     """The rows of a table, the runs of each, and those that are yet to be trained: of a model that was asked for."""
     systems: list[System] = []
     tasks: dict[str, list[Task]] = {}
     missing: dict[Path, Task] = {}
-    known = _directories(out)
+    known, test = _directories(out), _split(table) == "test"
     for model, rows in systems_of.items():
-        of_row = {row.key: _tasks(row, out, fingerprint, num_seeds, known) for row in rows}
+        of_row = {row.key: _tasks(row, out, fingerprint, num_seeds, known, test=test) for row in rows}
         unfinished = {
             task.run: task for some in of_row.values() for task in some if not _is_finished(task, fingerprint)
         }
@@ -262,10 +302,12 @@ def _plan(
     return systems, tasks, missing
 
 
-def _tasks(system: System, out: Path, fingerprint: str, num_seeds: int, known: dict[str, str]) -> list[Task]:
+def _tasks(
+    system: System, out: Path, fingerprint: str, num_seeds: int, known: dict[str, str], *, test: bool
+) -> list[Task]:
     name = _directory_name(system.config.to_dict(), fingerprint)
     directory = out / "runs" / known.get(name, name)
-    return [Task(system.with_seed(seed), directory / f"seed-{seed}") for seed in range(num_seeds)]
+    return [Task(system.with_seed(seed), directory / f"seed-{seed}", test) for seed in range(num_seeds)]
 
 
 def _directory_name(values: dict[str, Any], fingerprint: str) -> str:
@@ -298,7 +340,7 @@ def _is_finished(task: Task, fingerprint: str) -> bool:
             f"{task.run} is a run on another graph: fingerprint {str(info['graph_fingerprint'])[:12]}, expected "
             f"{fingerprint[:12]}. Remove it, or write the tables to another directory with --out."
         )
-    return info.get("status") == "finished" and paths.test_metrics.is_file()
+    return info.get("status") == "finished" and (paths.test_metrics.is_file() or not task.test)
 
 
 def _train_all(tasks: list[Task], jobs: int) -> Generator[Path]:
@@ -306,9 +348,9 @@ def _train_all(tasks: list[Task], jobs: int) -> Generator[Path]:
     if jobs > 1:
         yield from train_in_processes(tasks, jobs)
         return
-    for config, run in tasks:
+    for config, run, test in tasks:
         logger.info("Training %s", run)
-        train(config, run, resume=run.exists())
+        train(config, run, resume=run.exists(), test=test)
         yield run
 
 
@@ -319,12 +361,13 @@ def _row(table: str, system: System, tasks: list[Task], missing: Container[Path]
         for run in runs:
             run["test"] |= _group_metrics(Path(run["run"]), system.config.graph)
     cells = [
-        Cell.of(metric, [run["test"][metric] for run in runs], printed.get(metric)) for metric in table_metrics(table)
+        Cell.of(metric, [run[_split(table)][metric] for run in runs], printed.get(metric))
+        for metric in table_metrics(table)
     ]
     return Row(system.key, system.name, cells, runs, system.values_from)
 
 
-def _test_over_users(systems: list[System], rows: list[Row]) -> None:
+def _test_over_users(systems: list[System], rows: list[Row], split: str) -> None:
     """Give each row the p-value of its recall, a user's mean over the runs, against the row it is compared with."""
     row_of = {row.key: row for row in rows}
     recall_of: dict[str, Tensor] = {}
@@ -334,20 +377,20 @@ def _test_over_users(systems: list[System], rows: list[Row]) -> None:
             continue
         for one in (row, reference):
             if one.key not in recall_of:
-                recall_of[one.key] = _user_recall(one, system.config.graph)
+                recall_of[one.key] = _user_recall(one, system.config.graph, split)
         p_value = paired_p_value(recall_of[row.key], recall_of[reference.key])
         cells = [cell._replace(p_value=p_value) if cell.metric == _TESTED else cell for cell in row.cells]
         rows[position] = row._replace(cells=cells, compared_with=reference.name)
 
 
-def _user_recall(row: Row, graph: str) -> Tensor:
+def _user_recall(row: Row, graph: str, split: str) -> Tensor:
     """The recall of each user (U,), mean over the row's runs; kept beside each run."""
     recalls = []
     for run in row.runs:
-        path = Path(run["run"]) / "user_recall.safetensors"
+        path = Path(run["run"]) / ("user_recall.safetensors" if split == "test" else f"user_recall_{split}.safetensors")
         if not _is_of_best_epoch(path):
             loaded = load_run(run["run"], device="cpu", graph=graph)
-            save_tensors(path, {_TESTED: user_recall(loaded.scorer(), loaded.graph, k=20)})
+            save_tensors(path, {_TESTED: user_recall(loaded.scorer(), loaded.graph, k=20, split=split)})
         recalls.append(load_tensors(path)[0][_TESTED])
     return torch.stack(recalls).mean(dim=0)
 
@@ -371,10 +414,12 @@ def _run(task: Task) -> dict[str, Any]:
     paths = RunPaths(task.run)
     info, lines = read_run_info(paths), paths.metrics.read_text(encoding="utf-8").splitlines()
     epochs = [json.loads(line) for line in lines]
+    best = next(epoch for epoch in epochs if epoch["epoch"] == info["best_epoch"])
     return {
         "run": str(task.run),
         "seed": info["seed"],
-        "test": read_json(paths.test_metrics)["lines"]["general"],
+        "valid": best["valid"],
+        **({"test": read_json(paths.test_metrics)["lines"]["general"]} if task.test else {}),
         "best_epoch": info["best_epoch"],
         "epochs": info["epochs"],
         "seconds": round(sum(epoch["train_seconds"] + epoch.get("evaluate_seconds", 0.0) for epoch in epochs), 1),

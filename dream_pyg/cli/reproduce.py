@@ -68,12 +68,13 @@ def reproduce(
     notes: tuple[str, ...],
     output_format: str,
 ) -> None:
-    """Make one of the paper's tables, or that of DREAM's accuracy.
+    """Make one of the paper's tables, or one of DREAM's accuracy.
 
     table1 has the data, table2 all systems, table3 ablations, table4 alignment in other models. accuracy has DREAM as
-    published and at its best, without each addition, and for groups of items and users.
+    published and at its best, without each addition, and for groups of items and users; choices has DREAM as published
+    with each choice changed that the paper leaves open, on validation.
 
-    accuracy takes DREAM's presets paper and best, whatever --preset says, and needs the extra `dream-pyg[plots]`.
+    These two take DREAM's presets paper and best, whatever --preset says. accuracy needs the extra `dream-pyg[plots]`.
 
     Runs that are there are used, those missing are trained, and the table is written as Markdown, JSON and CSV beside
     what the paper prints. An interrupted table goes on with the same command; tables share their runs.

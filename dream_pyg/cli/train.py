@@ -52,6 +52,7 @@ Example:
 @click.option(
     "--sampled", is_flag=True, help="Train on sampled neighbourhoods, for large catalogues: --set training.sampling={}."
 )
+@click.option("--no-test", is_flag=True, help="Do not read the test split; a later --resume does.")
 @click.option("--resume", is_flag=True, help="Continue the run that is there.")
 @format_option
 def train(
@@ -66,6 +67,7 @@ def train(
     seed: int | None,
     device: str | None,
     sampled: bool,
+    no_test: bool,
     resume: bool,
     output_format: str,
 ) -> None:
@@ -99,18 +101,14 @@ def train(
     with ranks.joined():
         config = ranks.together(configure)
         # A search leaves the run of its best trial there.
-        result = train_run(config, run, resume=resume or (preset == "auto" and run.exists()))
+        result = train_run(config, run, resume=resume or (preset == "auto" and run.exists()), test=not no_test)
     if not ranks.speaks():
         return
     if output_format == "json":
         print_json({**result._asdict(), "run": str(result.run)})
     else:
-        print_table(
-            [
-                {"split": "valid", **_at(result.valid_metrics, 20)},
-                {"split": "test", **_at(result.test_metrics, 20)},
-            ]
-        )
+        figures = {"valid": result.valid_metrics} | ({} if no_test else {"test": result.test_metrics})
+        print_table([{"split": split, **_at(metrics, 20)} for split, metrics in figures.items()])
         click.echo(f"best epoch {result.best_epoch} of {result.epochs}; everything is in {result.run}")
 
 

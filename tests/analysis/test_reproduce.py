@@ -116,6 +116,44 @@ def test_the_table_of_accuracy_has_groups_and_each_addition_taken_away(baby: Pat
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 10_000
 
 
+def test_the_table_of_choices_changes_one_value_each_and_reads_validation_alone(baby: Path, tmp_path: Path):
+    short = ["training.epochs=1", "training.batch_size=1000", "training.device=cpu", "training.num_threads=1"]
+    table = reproduce("choices", baby, tmp_path / "out", num_seeds=1, overrides=short)
+    configs = {row.key: row.runs[0]["config"] for row in table.rows}
+    assert list(configs) == ["paper", *reproduction.choices()]
+    paper = configs.pop("paper")
+    for key, config in configs.items():
+        changed = {
+            f"{section}.{name}" for section in ("model", "training")
+            for name, value in config[section].items() if value != paper[section][name]
+        }  # fmt: skip
+        assert changed == {reproduction.choices()[key][1].partition("=")[0]}
+    first = table.rows[0]
+    run = RunPaths(Path(first.runs[0]["run"]))
+    assert not run.test_metrics.exists()
+    (epoch,) = (json.loads(line) for line in run.metrics.read_text().splitlines())
+    assert {cell.metric: cell.mean for cell in first.cells} == epoch["valid"]
+    assert "test" not in first.runs[0]
+    loaded = load_run(run.root)
+    recall = user_recall(loaded.scorer(), loaded.graph, split="valid")
+    assert float(recall[~recall.isnan()].mean()) == pytest.approx(epoch["valid"]["recall@20"], abs=1e-6)
+    tested = {cell.metric for row in table.rows[1:] for cell in row.cells if cell.p_value is not None}
+    assert tested == {"recall@20"}
+    assert "against DREAM (paper)." in (tmp_path / "out" / "choices.md").read_text()
+
+
+def test_a_run_without_test_figures_gets_them_when_a_table_of_test_asks(baby: Path, tmp_path: Path):
+    config = RunConfig.create(graph=baby, model="dream", preset="paper", overrides=SET)
+    fingerprint = load_graph(baby).info["fingerprint"]
+    out = tmp_path / "out"
+    for test in (False, True):
+        task = reproduction.Task(config, out / "run", test)
+        assert not reproduction._is_finished(task, fingerprint)
+        assert list(reproduction._train_all([task], jobs=1 + test)) == [out / "run"]
+        assert reproduction._is_finished(task, fingerprint)
+        assert RunPaths(out / "run").test_metrics.exists() == test
+
+
 def test_a_single_value_has_no_deviation_and_no_value_has_no_mean():
     assert Cell.of("recall@20", [0.25], 0.5) == Cell("recall@20", [0.25], 0.25, None, 0.5, 0.5)
     assert Cell.of("recall@20", [], 0.5) == Cell("recall@20", [], None, None, 0.5, None)
@@ -217,7 +255,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
     runs: list[tuple[RunConfig, Path]] = []
 
     def take_all(tasks, jobs):
-        runs.extend(tasks)
+        runs.extend((task.config, task.run) for task in tasks)
         yield from ()
 
     monkeypatch.setattr(reproduction, "_train_all", take_all)
@@ -356,7 +394,7 @@ def test_a_table_that_was_stopped_goes_on(
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        ("table5", {}, "Unknown table 'table5'; expected one of table1, table2, table3, table4, accuracy."),
+        ("table5", {}, "Unknown table 'table5'; expected one of table1, table2, table3, table4, accuracy, choices."),
         ("table2", {"models": ["brp"]}, "Did you mean 'bpr'?"),
         ("table3", {"models": ["bpr"]}, "table3 has no model 'bpr'; it has dream."),
         ("table1", {"models": ["bpr"]}, "table1 has no model 'bpr'; it has none."),
