@@ -47,10 +47,14 @@ SEED = "training.seed"
 """The key of the seed, which studies and tables choose themselves."""
 
 
-class SamplingConfig(BaseModel):
-    """How many neighbours are drawn for each mention of a node (:class:`~dream_pyg.graph.sampling.FanOuts`)."""
+class _Section(BaseModel):
+    """Values that cannot be changed, and no others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SamplingConfig(_Section):
+    """How many neighbours are drawn for each mention of a node (:class:`~dream_pyg.graph.sampling.FanOuts`)."""
 
     interactions: tuple[FanOut, ...] = (4, 2)
     """Over the interactions, hop by hop from the batch outwards; a model of fewer hops takes the first."""
@@ -62,13 +66,11 @@ class SamplingConfig(BaseModel):
     """How much of a mention a negative item is, which one term of the loss compares with one user."""
 
 
-class TeacherConfig(BaseModel):
+class TeacherConfig(_Section):
     """A closed-form model whose recommendations are further positives, and which may have a vote.
 
     See :mod:`dream_pyg.training.teacher` and :mod:`dream_pyg.training.vote`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     share: NonNegativeFloat = 0.3
     """Taught triplets for each of train; 0 is none."""
@@ -115,10 +117,8 @@ class TeacherConfig(BaseModel):
         return [_model_config(name, {**hyperparameters, "l2_weight": weight}) for weight in self.l2_weights]
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(_Section):
     """How any model is trained: Adam over shuffled triplets, stopped early on a validation metric."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: PositiveInt = 1000
     """The most passes over the train interactions."""
@@ -164,7 +164,7 @@ class TrainingConfig(BaseModel):
         return metric
 
 
-class RunConfig(BaseModel):
+class RunConfig(_Section):
     """Everything that determines a run: the graph, the model with its hyper-parameters, and the training.
 
     As TOML::
@@ -179,8 +179,6 @@ class RunConfig(BaseModel):
         [training]
         seed = 0
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     graph: str
     """Directory of the graph store."""

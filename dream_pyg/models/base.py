@@ -16,8 +16,8 @@ from dream_pyg.graph.csr import UserItems, csr_product, row_entries, take_rows
 from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.nn.alignment import BehaviorModalAlignment
-from dream_pyg.nn.tables import embedding_rows as embedding_rows
-from dream_pyg.nn.tables import xavier_embedding as xavier_embedding
+from dream_pyg.nn.embeddings import embedding_rows as embedding_rows
+from dream_pyg.nn.embeddings import xavier_embedding as xavier_embedding
 
 ConfigT = TypeVar("ConfigT")
 
@@ -229,7 +229,7 @@ class Recommender(nn.Module):
         """What the loss of a batch depends on, for a model that can be trained on sampled graphs.
 
         Such a model takes the rows of its tables from :meth:`initial_embeddings` or
-        :func:`~dream_pyg.nn.tables.embedding_rows`, and reads from a graph nothing but what it says here.
+        :func:`~dream_pyg.nn.embeddings.embedding_rows`, and reads from a graph nothing but what it says here.
         """
         return None
 

@@ -21,9 +21,9 @@ from dream_pyg.models.base import (
     require_modalities,
     xavier_embedding,
 )
+from dream_pyg.nn.embeddings import embedding_rows
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import bpr_loss, l2_loss
-from dream_pyg.nn.tables import embedding_rows
 
 
 class VBPR(Recommender):

@@ -37,7 +37,7 @@ from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import MODELS, Embeddings, Recommender, Scorer, find_model
-from dream_pyg.nn.tables import sharded_tables
+from dream_pyg.nn.embeddings import sharded_tables
 from dream_pyg.training.vote import Vote, VotedScores
 
 

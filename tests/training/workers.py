@@ -24,7 +24,7 @@ from dream_pyg.config import RunConfig
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.schema import USER
 from dream_pyg.models import MODELS
-from dream_pyg.nn.tables import embedding_rows, sharded_tables, xavier_embedding
+from dream_pyg.nn.embeddings import embedding_rows, sharded_tables, xavier_embedding
 from dream_pyg.training import trainer
 from tests.graphs import in_double, interaction_graph
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dream_pyg.graph.knn.tables import Tables
+from dream_pyg.graph.knn.scratch import ScratchTables
 
 ScoreError = Callable[[Tensor | slice, Tensor], Tensor]
 """The most by which scores of about the given size (P,) of the given rows can be wrong (P,)."""
@@ -76,7 +76,7 @@ class CandidateLists:
     def __init__(self, num_rows: int, count: int, error: ScoreError, device: torch.device) -> None:
         room = min(list_room(count), max(count, num_rows))
         self.count = count
-        self._tables = Tables(device)
+        self._tables = ScratchTables(device)
         self.score = self._tables.full(num_rows, room, -torch.inf, torch.float32)
         self.index = self._tables.full(num_rows, room, -1, torch.int32)
         self.size = torch.zeros(num_rows, dtype=torch.int32, device=device)

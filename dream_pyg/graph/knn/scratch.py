@@ -14,7 +14,7 @@ _MOST_IN_MEMORY = 32 << 20
 _WRITTEN_AT_ONCE = 8 << 20
 
 
-class Tables:
+class ScratchTables:
     """Makes tables on a device; large ones beside a CPU lie in files, of which only what is in use takes memory.
 
     The files have no name, are where temporary files go (``TMPDIR``), and end with their tables.

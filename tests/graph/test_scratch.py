@@ -14,7 +14,7 @@ import torch
 
 from dream_pyg.errors import SearchError
 from dream_pyg.graph.knn import ArrayRows, cosine_knn, exact, tables
-from dream_pyg.graph.knn.tables import Tables
+from dream_pyg.graph.knn.scratch import ScratchTables
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def resident_bytes_of_files() -> int:
 @pytest.mark.parametrize("most", [0, 1 << 30])
 def test_a_table_holds_what_is_written(most: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tables, "_MOST_IN_MEMORY", most)
-    made = Tables(CPU)
+    made = ScratchTables(CPU)
     score = made.full(3000, 7, -np.inf, torch.float32)
     index = made.full(3000, 7, -1, torch.int32)
     assert (score == -torch.inf).all()
@@ -42,7 +42,7 @@ def test_a_table_holds_what_is_written(most: int, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_table_leaves_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tables, "_MOST_IN_MEMORY", 1 << 20)
-    made = Tables(CPU)
+    made = ScratchTables(CPU)
     before = resident_bytes_of_files()
     table = made.full(1 << 18, 32, 0, torch.float32)  # 32 MiB
     assert resident_bytes_of_files() - before < 4 << 20
