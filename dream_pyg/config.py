@@ -152,7 +152,7 @@ class TrainingConfig(_Section):
     default it sees the whole graph."""
     teacher: TeacherConfig | None = None
     """Whether a closed-form model teaches this one, and has a vote; by default train is all there is."""
-    num_threads: PositiveInt | None = None
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads of each process; by default as PyTorch chooses."""
     shard_tables: bool = False
     """Whether each of several processes keeps its part of the rows of embedding tables, with their optimizer state."""

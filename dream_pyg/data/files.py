@@ -156,15 +156,18 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
 
     Raises:
-        StoreError: If the file is missing or is not JSON.
+        StoreError: If the file is missing, is not JSON, or holds something else.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, got {type(content).__name__}")
+        return content
     except FileNotFoundError as error:
         raise StoreError(f"{path} does not exist.") from error
     except (OSError, ValueError) as error:

@@ -272,7 +272,7 @@ def read_info(path: str | Path) -> dict[str, Any]:
             f"{where_replaced(path)}"
         )
     info = read_json(path / INFO)
-    version = info.get("format_version") if isinstance(info, dict) else None
+    version = info.get("format_version")
     if version != FORMAT_VERSION:
         raise StoreError(
             f"{path} has store format {version}, this version of dream_pyg reads format {FORMAT_VERSION}. {_REBUILD}"

@@ -359,7 +359,7 @@ def read_run_info(paths: RunPaths) -> dict[str, Any]:
         StoreError: If it is missing or damaged, or tells of options that are not known here.
     """
     info = read_json(paths.info)
-    if not isinstance(info, dict) or not isinstance(info.get("config"), dict) or "graph_fingerprint" not in info:
+    if not isinstance(info.get("config"), dict) or "graph_fingerprint" not in info:
         raise StoreError(
             f"{paths.info} is damaged: it lacks what a run records. Restore it from a copy, or train anew."
         )

@@ -1,4 +1,4 @@
-"""Directories that are replaced or held."""
+"""Files that are read and written, directories that are replaced or held."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dream_pyg.data import files
-from dream_pyg.data.files import atomic_directory, held
+from dream_pyg.data.files import atomic_directory, held, read_json
 from dream_pyg.errors import StoreError
 from dream_pyg.graph.store import read_info
 
@@ -37,6 +37,14 @@ write_text("file", "text")
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, umask=0o027, check=True)
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("store", "file")] == [0o750, 0o640]
+
+
+@pytest.mark.parametrize(("content", "said"), [("[]", "expected an object, got list"), ("{", "Expecting")])
+def test_json_that_is_no_object_is_refused(tmp_path: Path, content: str, said: str):
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(StoreError, match=f"run.json is not readable JSON .{said}.* restore it"):
+        read_json(path)
 
 
 def test_a_directory_is_replaced_as_a_whole(old: Path):
