@@ -56,7 +56,7 @@ class _Section(BaseModel):
 class SamplingConfig(_Section):
     """How many neighbours are drawn for each mention of a node (:class:`~dream_pyg.graph.sampling.FanOuts`)."""
 
-    interactions: tuple[FanOut, ...] = (4, 2)
+    interactions: tuple[FanOut, ...] = (4, 1)
     """Over the interactions, hop by hop from the batch outwards; a model of fewer hops takes the first."""
     relations: FanOut = 2
     """In each relation graph."""
