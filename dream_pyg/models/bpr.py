@@ -48,7 +48,7 @@ class BPR(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR and L2 over the batch."""
         users, items = self(graph)
-        user = users[batch.user]
+        user = users.index_select(0, batch.user)
         pos_item, neg_item = batch.split_items(items)
         return {
             "bpr": bpr_loss(user, pos_item, neg_item),

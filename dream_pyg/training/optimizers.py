@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -62,9 +63,24 @@ class LazyAdam(torch.optim.Optimizer):
                 fused=True, lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
                 amsgrad=False, maximize=False, weight_decay=0.0,
             )  # fmt: skip
-            for one, moved in zip(whole, rows, strict=True):
-                one.index_copy_(0, nodes, moved)
+            with _in_any_order():
+                for one, moved in zip(whole, rows, strict=True):
+                    one.index_copy_(0, nodes, moved)
         state["step"] += 1
+
+
+@contextlib.contextmanager
+def _in_any_order() -> Iterator[None]:
+    """Let all threads write rows, which are distinct: where PyTorch is to be deterministic, it leaves that to one."""
+    enabled, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 def _distinct_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:

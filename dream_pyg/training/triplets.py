@@ -15,6 +15,10 @@ _REJECTION_ROUNDS = 32
 _LISTED_CANDIDATES = 1 << 22
 
 
+_PERMUTED_SHARE = 1 / 8
+"""Of the interactions, from which on it is no slower to shuffle all of them."""
+
+
 class TripletSampler:
     """Draws an epoch of shuffled triplets.
 
@@ -59,7 +63,7 @@ class TripletSampler:
         num_own = num_triplets
         if self.taught is not None and num_triplets is not None:
             num_own = max(1, round(num_triplets / (1 + self.taught.share)))
-        order = torch.randperm(len(self), generator=generator)[:num_own]
+        order = _some_of(len(self), len(self) if num_own is None else num_own, generator)
         user, pos_item = self._user[order], self._item[order]
         if self.taught is not None:
             user, pos_item = self._with_taught(user, pos_item, self.taught, generator)
@@ -98,3 +102,17 @@ class TripletSampler:
         key = user * self._num_items + item
         position = torch.searchsorted(self._keys, key).clamp(max=len(self._keys) - 1)
         return self._keys[position] == key
+
+
+def _some_of(number: int, count: int, generator: torch.Generator) -> Tensor:
+    """Some of the first numbers in random order, none twice: at most ``count``, of which all sets are equally likely.
+
+    A small part costs as much as its size, and no permutation of all.
+    """
+    if count > _PERMUTED_SHARE * number:
+        return torch.randperm(number, generator=generator)[:count]
+    chosen = torch.empty(0, dtype=torch.long)
+    while len(chosen) < count:
+        drawn = torch.randint(number, (count - len(chosen),), generator=generator)
+        chosen = torch.unique(torch.cat([chosen, drawn]))
+    return chosen[torch.randperm(count, generator=generator)]

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dream_pyg.training.optimizers import LazyAdam
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def steps(optimizer_class: type[torch.optim.Optimizer], table: Tensor) -> Tensor:
@@ -52,6 +62,16 @@ def test_state_is_saved_and_loaded():
     second.load_state_dict(first.state_dict())
     for name, value in first.state[table].items():
         assert torch.equal(second.state[table][name], value)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_a_deterministic_process_stays_one_and_gets_the_same_weights():
+    table = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    moved = steps(LazyAdam, table)
+    assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    assert torch.equal(moved, steps(LazyAdam, table))
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_number_of_steps_follows_the_table_to_its_device(monkeypatch):
