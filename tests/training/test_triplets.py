@@ -12,7 +12,6 @@ from torch_geometric.data import HeteroData
 from dream_pyg.errors import TrainingError
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER, label_name
 from dream_pyg.training.triplets import TripletSampler
-from tests.graphs import interaction_graph
 
 MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**32 - 1)).map(
     lambda sizes: np.random.default_rng(sizes[2]).random(sizes[:2]) < 0.5
