@@ -22,6 +22,7 @@ from dream_pyg.models.base import (
 )
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.alignment import info_nce
+from dream_pyg.nn.fusion import AttentionFusion
 from dream_pyg.nn.gates import FilterGate
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.item_structure import normalized_weight
@@ -106,9 +107,7 @@ class MGCN(Recommender):
         # A single modality shares all it has: there is nothing to attend to or prefer, nor to train.
         several = len(modalities) > 1
         self.preferences = nn.ModuleDict({modality: FilterGate(dim, dim) for modality in modalities if several})
-        self.attention = (
-            nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, 1, bias=False)) if several else None
-        )
+        self.attention = AttentionFusion(dim) if several else None
         self.propagation = Propagation()
         self.alignment = self.config.alignment()
 
@@ -144,10 +143,7 @@ class MGCN(Recommender):
 
     def fuse(self, views: dict[str, Tensor], behavior: Tensor) -> Tensor:
         """What modalities share, and what is specific to each as far as behavior prefers it."""
-        stacked = torch.stack(list(views.values()))
-        shared = stacked[0]
-        if self.attention is not None:
-            shared = (self.attention(stacked).softmax(dim=0) * stacked).sum(dim=0)
+        shared = next(iter(views.values())) if self.attention is None else self.attention(list(views.values()))
         specific = torch.zeros_like(shared)
         for modality, preference in self.preferences.items():
             gate = cast(FilterGate, preference)

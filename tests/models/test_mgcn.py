@@ -61,7 +61,7 @@ class Oracle:
         W, b = np.ones((self.config.embedding_dim,) * 2), np.ones(self.config.embedding_dim)
         attention, preferences = (W, b, b), [(W, b)]
         if len(views) > 1:
-            attention = p["attention.0.weight"].T, p["attention.0.bias"], p["attention.2.weight"][0]
+            attention = p["attention.hidden.weight"].T, p["attention.hidden.bias"], p["attention.query.weight"][0]
             preferences = [(p[f"preferences.{m}.weight"], p[f"preferences.{m}.bias"]) for m in self.features]
         return behavior, mgcn.fuse(views, behavior, attention, preferences, self.config.fusion)
 
