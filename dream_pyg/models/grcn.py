@@ -21,8 +21,8 @@ from dream_pyg.models.base import (
 )
 from dream_pyg.nn.attention import attend
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
-from dream_pyg.nn.item_structure import LearnedPropagation
 from dream_pyg.nn.losses import bpr_loss, l2_loss
+from dream_pyg.nn.propagation import Propagation
 
 
 class Refined(NamedTuple):
@@ -95,7 +95,7 @@ class GRCN(Recommender):
         )
         self.user_confidence = xavier_embedding(self.num_users, len(modalities))
         self.item_confidence = xavier_embedding(self.num_items, len(modalities))
-        self.propagation = LearnedPropagation()
+        self.propagation = Propagation()
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """ID embeddings over the refined graph, beside the contents of all modalities."""

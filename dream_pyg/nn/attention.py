@@ -21,7 +21,7 @@ def attend(propagation: Propagation, source: Tensor, target: Tensor, edge_index:
         \mathbf y^{\prime}_i = \sum_{j \in \mathcal N(i)} \alpha_{ji} \, \mathbf x_j
 
     Args:
-        propagation: A message passing layer whose weights get a gradient.
+        propagation: The message passing layer.
         source: Source rows (S, D), of norm at most 1, so that exponentials need no maximum taken off first.
         target: Target rows (T, D), likewise.
         edge_index: Source and target of each edge (2, E), sorted by target.

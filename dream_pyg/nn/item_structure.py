@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.csr import csr_product
 from dream_pyg.graph.schema import ITEM, knn_edge, mask_name
 from dream_pyg.nn.attention import edge_products
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.propagation import Propagation
 
 _BLOCK_ELEMENTS = 1 << 24
-
-
-class LearnedPropagation(Propagation):
-    r"""One hop as :class:`~dream_pyg.nn.propagation.Propagation` makes it, whose weights get a gradient too.
-
-    .. math::
-        \frac{\partial \mathcal L}{\partial w_{ji}}
-        = \mathbf x_j \cdot \frac{\partial \mathcal L}{\partial \mathbf x^{\prime}_i}
-    """
-
-    def message_and_aggregate(self, edge_index: EdgeIndex, x: Tensor, edge_weight: Tensor) -> Tensor:
-        """Message and sum in one sparse product (the fused path)."""
-        return _LearnedProduct.apply(edge_index, edge_weight, x)
-
-
-class _LearnedProduct(torch.autograd.Function):
-    """``A^T x`` for edges sorted by target, with ``A g`` as gradient of x and an inner product as that of each edge."""
-
-    @staticmethod
-    def forward(ctx: Any, edge_index: EdgeIndex, edge_weight: Tensor, x: Tensor) -> Tensor:
-        ctx.edge_index = edge_index
-        ctx.save_for_backward(edge_weight, x)
-        (colptr, row), _ = edge_index.get_csc()
-        num_sources, num_targets = edge_index.get_sparse_size()
-        return csr_product(colptr, row, edge_weight, (num_targets, num_sources), x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
-        edge_weight, x = ctx.saved_tensors
-        weight_grad = x_grad = None
-        if ctx.needs_input_grad[1]:
-            source, target = ctx.edge_index.as_tensor()
-            weight_grad = (x[source] * grad[target]).sum(dim=1)
-        if ctx.needs_input_grad[2]:
-            (rowptr, col), perm = ctx.edge_index.get_csr()
-            x_grad = csr_product(rowptr, col, edge_weight[perm], ctx.edge_index.get_sparse_size(), grad)
-        return None, weight_grad, x_grad
 
 
 def nearest_rows(rows: Tensor, present: Tensor, num_neighbors: int, *, include_self: bool) -> EdgeIndex:
@@ -158,8 +118,7 @@ class LatentStructure(nn.Module):
         self.num_neighbors = num_neighbors
         self.include_self = include_self
         self.projections = feature_projections(graph, modalities, dim, scaling=scaling, bias=True)
-        self.frozen_propagation = Propagation()
-        self.learned_propagation = LearnedPropagation()
+        self.propagation = Propagation()
 
     @torch.no_grad()
     def mine(self, graph: HeteroData) -> dict[str, EdgeIndex]:
@@ -215,6 +174,4 @@ class LatentStructure(nn.Module):
         """One hop over both graphs of a modality, with weights from :meth:`weights`."""
         frozen, learned = weights
         edge_index = graph[knn_edge(ITEM, modality)].edge_index
-        return self.frozen_propagation(item, edge_index, frozen) + self.learned_propagation(
-            item, mined[modality], learned
-        )
+        return self.propagation(item, edge_index, frozen) + self.propagation(item, mined[modality], learned)

@@ -18,10 +18,16 @@ class Propagation(MessagePassing):
     .. math::
         \mathbf{x}^{\prime}_i = \sum_{j \in \mathcal{N}(i)} w_{ji} \, \mathbf{x}_j
 
-    The weights already hold the normalisation, so one layer serves every edge type and has no state. Messages are
-    never materialised: an :class:`~torch_geometric.EdgeIndex` sorted by target is multiplied as a CSR matrix, and
-    backward multiplies by its transpose, whose index the ``EdgeIndex`` caches. Any other ``edge_index`` takes
-    PyG's gather-scatter path with the same result.
+    The weights already hold the normalisation, so one layer serves every edge type and has no state. They may be
+    learned:
+
+    .. math::
+        \frac{\partial \mathcal L}{\partial w_{ji}}
+        = \mathbf x_j \cdot \frac{\partial \mathcal L}{\partial \mathbf x^{\prime}_i}
+
+    Messages are never materialised: an :class:`~torch_geometric.EdgeIndex` sorted by target is multiplied as a CSR
+    matrix, and backward multiplies by its transpose, whose index the ``EdgeIndex`` caches. Any other ``edge_index``
+    takes PyG's gather-scatter path with the same result.
 
     Shapes:
         - **input:** source features :math:`(|V_s|, D)`, edge indices :math:`(2, |E|)`, weights :math:`(|E|)`
@@ -74,22 +80,28 @@ def mean_of_neighbors(propagation: Propagation, x: Tensor, edge_index: EdgeIndex
 
 
 class _SparseProduct(torch.autograd.Function):
-    """``A^T x`` for the weighted edges A, with ``A g`` as gradient of x; the weights are constants."""
+    """``A^T x`` for the weighted edges A, with ``A g`` as gradient of x and an inner product as that of each weight."""
 
     @staticmethod
     def forward(ctx: Any, edge_index: EdgeIndex, edge_weight: Tensor, x: Tensor) -> Tensor:
         ctx.edge_index = edge_index
-        ctx.save_for_backward(edge_weight)
+        ctx.save_for_backward(edge_weight, x if ctx.needs_input_grad[1] else None)
         (colptr, row), perm = edge_index.get_csc()
         num_sources, num_targets = edge_index.get_sparse_size()
         return csr_product(colptr, row, _permuted(edge_weight, perm), (num_targets, num_sources), x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
-        (edge_weight,) = ctx.saved_tensors
-        (rowptr, col), perm = ctx.edge_index.get_csr()
-        size = ctx.edge_index.get_sparse_size()
-        return None, None, csr_product(rowptr, col, _permuted(edge_weight, perm), size, grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+        edge_weight, x = ctx.saved_tensors
+        weight_grad = x_grad = None
+        if ctx.needs_input_grad[1]:
+            source, target = ctx.edge_index.as_tensor()
+            weight_grad = (x[source] * grad[target]).sum(dim=1)
+        if ctx.needs_input_grad[2]:
+            (rowptr, col), perm = ctx.edge_index.get_csr()
+            size = ctx.edge_index.get_sparse_size()
+            x_grad = csr_product(rowptr, col, _permuted(edge_weight, perm), size, grad)
+        return None, weight_grad, x_grad
 
 
 def _permuted(edge_weight: Tensor, perm: Tensor | None) -> Tensor:

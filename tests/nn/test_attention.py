@@ -7,7 +7,7 @@ import torch
 from torch_geometric import EdgeIndex
 
 from dream_pyg.nn.attention import attend, edge_products
-from dream_pyg.nn.item_structure import LearnedPropagation
+from dream_pyg.nn.propagation import Propagation
 
 SIZES = [(6, 6), (5, 8), (8, 5), (1, 4), (4, 1)]
 
@@ -28,7 +28,7 @@ def random_case(num_sources, num_targets):
 @pytest.mark.parametrize("size", SIZES)
 def test_attention_is_the_dense_softmax_forward_and_backward(size):
     edges, present, source, target = random_case(*size)
-    rows, weight = attend(LearnedPropagation(), source, target, edges)
+    rows, weight = attend(Propagation(), source, target, edges)
     logits = (target @ source.T).masked_fill(~present, -torch.inf)
     dense = torch.where(present, logits.softmax(dim=1), 0.0)
     torch.testing.assert_close(weight, dense[present], rtol=1e-12, atol=1e-14)

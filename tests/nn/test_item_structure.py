@@ -9,12 +9,12 @@ from torch_geometric import EdgeIndex
 
 from dream_pyg.nn import item_structure
 from dream_pyg.nn.item_structure import (
-    LearnedPropagation,
     edge_cosine,
     nearest_rows,
     normalized_weight,
     unit_or_zero,
 )
+from dream_pyg.nn.propagation import Propagation
 from tests.oracles import dream
 
 NUM_ROWS = 13
@@ -55,7 +55,7 @@ def test_without_another_row_there_is_no_neighbor(num_present):
     assert edges.get_sparse_size() == (NUM_ROWS, NUM_ROWS)
     rows = random_rows()[0].requires_grad_()
     weight = normalized_weight(edge_cosine(rows, edges), edges)
-    LearnedPropagation()(rows, edges, weight).sum().backward()
+    Propagation()(rows, edges, weight).sum().backward()
     assert not rows.grad.any()
 
 
@@ -64,7 +64,7 @@ def test_gradients_of_rows_weights_and_similarities_are_right():
     edges = nearest_rows(rows, present, 3, include_self=False)
     x, similarity = torch.randn_like(rows), edge_cosine(rows, edges)
     assert (similarity < 0).any()  # so that clamping is differentiated too
-    propagation = LearnedPropagation()
+    propagation = Propagation()
     for function, inputs in (
         (lambda x, weight: propagation(x, edges, weight), (x, similarity)),
         (lambda similarity: normalized_weight(similarity, edges), (similarity,)),
@@ -78,7 +78,7 @@ def test_fused_and_gathered_messages_agree():
     rows, present = random_rows()
     edges = nearest_rows(rows, present, 3, include_self=True)
     weight = torch.rand(edges.size(1), dtype=torch.float64)
-    fused, gathered = (LearnedPropagation()(rows, given, weight) for given in (edges, edges.as_tensor()))
+    fused, gathered = (Propagation()(rows, given, weight) for given in (edges, edges.as_tensor()))
     torch.testing.assert_close(fused, gathered, rtol=1e-13, atol=1e-13)
 
 

@@ -55,11 +55,13 @@ def test_every_path_is_the_dense_product_forward_and_backward(size, order):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-13, atol=1e-13)
 
 
-def test_gradcheck_of_the_fused_product():
+@pytest.mark.parametrize("order", ["col", "row", None])
+def test_gradcheck_of_the_fused_product(order):
     edge_index, weight = random_edges(4, 6, num_edges=11)
-    edges, _ = as_edge_index(edge_index, (4, 6), "col")
+    edges, permutation = as_edge_index(edge_index, (4, 6), order)
     x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: Propagation()(x, edges, weight, 6), (x,))
+    weight = weight[permutation].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, weight: Propagation()(x, edges, weight, 6), (x, weight))
 
 
 def test_fused_path_never_makes_messages(monkeypatch):
