@@ -355,7 +355,7 @@ def _gram_norm(rows: Tensor) -> Tensor:
 def _test_metrics(run: Run) -> dict[str, dict[str, float]]:
     if not run.paths.test_metrics.is_file():
         raise StoreError(
-            f"{run.paths.root} is not finished: it has no {run.paths.test_metrics.name}. "
+            f"{run.paths.root} is not finished or was trained without test: it has no {run.paths.test_metrics.name}. "
             f"Continue it with `dream-pyg train --resume --run {run.paths.root}`."
         )
     lines: dict[str, dict[str, float]] = read_json(run.paths.test_metrics)["lines"]

@@ -71,8 +71,8 @@ def reproduce(
     """Make one of the paper's tables, or one of DREAM's accuracy.
 
     table1 has the data, table2 all systems, table3 ablations, table4 alignment in other models. accuracy has DREAM as
-    published and at its best, without each addition, and for groups of items and users; choices has DREAM as published
-    with each choice changed that the paper leaves open, on validation.
+    published and at its best, without each addition, and for groups of items and users; choices has the preset
+    paper with each value changed that the paper leaves open, on validation.
 
     These two take DREAM's presets paper and best, whatever --preset says. accuracy needs the extra `dream-pyg[plots]`.
 

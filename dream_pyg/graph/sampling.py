@@ -306,7 +306,8 @@ def _hops(
 
 def _wanted(mentions: Mentions, fan_out: int) -> Ids:
     """How many neighbours nodes get that are mentioned so often; all are a negative number."""
-    return np.ceil(mentions * fan_out).astype(np.int64) if fan_out >= 0 else np.full(len(mentions), -1)
+    # Shares of a mention add up to a whole one but for rounding.
+    return np.ceil(mentions * fan_out - 1e-6).astype(np.int64) if fan_out >= 0 else np.full(len(mentions), -1)
 
 
 def _by_target(parts: list[DrawnEdges]) -> DrawnEdges:

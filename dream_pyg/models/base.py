@@ -156,7 +156,8 @@ class Batch(NamedTuple):
     def split_items(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of ``item`` (I, D) for positive and for negative items, each (B, D), by one gather.
 
-        Backward of a gather fills a gradient of the whole table, so one for both costs half of two.
+        Backward of a gather fills a gradient of the whole table, so one for both costs half of two; ``index_select``
+        is faster than indexing, backward above all.
         """
         pos_item, neg_item = item.index_select(0, torch.cat([self.pos_item, self.neg_item])).chunk(2)
         return pos_item, neg_item

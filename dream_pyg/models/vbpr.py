@@ -95,7 +95,9 @@ class VBPR(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR, L2 and alignment over the batch, for which only its own items are projected."""
         initial = self.initial_embeddings(graph)
-        behavior_user, modal_user = initial.user[batch.user], self._preferences(graph)[batch.user]
+        behavior_user, modal_user = (
+            table.index_select(0, batch.user) for table in (initial.user, self._preferences(graph))
+        )
         behavior_item, behavior_neg = batch.split_items(initial.item)
         modal_item, modal_neg = self.project(graph, torch.cat([batch.pos_item, batch.neg_item])).chunk(2)
         user = torch.cat([behavior_user, modal_user], dim=1)

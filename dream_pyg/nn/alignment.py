@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dream_pyg import ranks
 from dream_pyg.graph.processor import has_bfloat16_units
@@ -39,7 +40,8 @@ def info_nce(
         temperature: :math:`\tau > 0`.
         normalize: Whether rows are scaled to unit length first.
         dtype: Type of the in-batch products, ``torch.bfloat16`` for speed; by default that of ``query``, as also where
-            logits have no bound or a large one. Sums over rows, the loss and both gradients keep the type of ``query``.
+            logits have no bound or a large one. The sum over a row is rounded to it once; the loss and both gradients
+            have the type of ``query``.
 
     Returns:
         The mean over the batch, a scalar.
@@ -119,7 +121,7 @@ class _InfoNCE(torch.autograd.Function):
     Queries and keys get the softmax-weighted sums of each other as gradients.
 
     Where rows are of unit length, logits lie between -1/temperature and 1/temperature: at a temperature that is not
-    tiny no exponential, nor a sum of them over any batch, overflows or vanishes, and no maximum is taken off first.
+    tiny no exponential, nor a sum of them over any batch, overflows or vanishes. Else the maximum is taken off first.
     """
 
     @staticmethod
@@ -135,33 +137,40 @@ class _InfoNCE(torch.autograd.Function):
         is_bounded: bool,
         dtype: torch.dtype,
     ) -> Tensor:
+        if not is_bounded:  # The maximum is one over keys that count, so what they count joins the logits.
+            bias, key_count = key_count.log(), torch.ones_like(key_count)
         factors, key_counts = key.to(dtype), key_count.to(dtype).unsqueeze(1)
         counted = (key * key_count.unsqueeze(1)).to(dtype)
         query_count = _counts(query_row, query)
         of_query, of_key = torch.empty_like(query), torch.zeros_like(key)
-        total = query.new_zeros(())
+        log_sum = torch.empty_like(query_count)
         at_once = max(_LEAST_QUERIES, _NUMBERS_AT_ONCE // max(1, len(key)))
-        for rows, times, grad in zip(*(x.split(at_once) for x in (query, query_count, of_query)), strict=True):
+        parts = (x.split(at_once) for x in (query, query_count, of_query, log_sum))
+        for rows, times, grad, log in zip(*parts, strict=True):
             exponentials = torch.mm((rows / temperature).to(dtype), factors.T)
             if not is_bounded:
-                most = exponentials.amax(dim=1)
-                total += most.dot(times)
+                most = exponentials.add_(bias).amax(dim=1)
                 exponentials.sub_(most.unsqueeze(1))
             row_sum = torch.mm(exponentials.exp_(), key_counts).squeeze(1).to(query.dtype)
-            total += row_sum.log().dot(times)
+            torch.log(row_sum, out=log)
+            if not is_bounded:
+                log += most
             weight = (times / row_sum).unsqueeze(1)
             torch.mul(torch.mm(exponentials, counted), weight, out=grad)
             # This order of the product spares the exponentials a transposition.
             of_key += torch.mm((rows * weight).to(dtype).T, exponentials).T
         of_key *= key_count.unsqueeze(1)
         queries, keys = query.index_select(0, query_row), key.index_select(0, key_row)
+        positive = torch.zeros_like(log_sum).index_add_(0, query_row, (queries * keys).sum(dim=1))
         scale = 1.0 / (temperature * count)
         of_query.index_add_(0, query_row, keys, alpha=-1).mul_(scale)
         of_key.index_add_(0, key_row, queries, alpha=-1).mul_(scale)
         ctx.save_for_backward(of_query, of_key)
-        return total / count - (queries * keys).sum() * scale
+        # Query by query, as either sum may be large and both nearly the same.
+        return (log_sum * query_count - positive / temperature).sum() / count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_query, of_key = ctx.saved_tensors
         return of_query * grad, of_key * grad, *(None,) * 7

@@ -25,9 +25,9 @@ class Propagation(MessagePassing):
         \frac{\partial \mathcal L}{\partial w_{ji}}
         = \mathbf x_j \cdot \frac{\partial \mathcal L}{\partial \mathbf x^{\prime}_i}
 
-    Messages are never materialised: an :class:`~torch_geometric.EdgeIndex` sorted by target is multiplied as a CSR
-    matrix, and backward multiplies by its transpose, whose index the ``EdgeIndex`` caches. Any other ``edge_index``
-    takes PyG's gather-scatter path with the same result.
+    Messages are not materialised, but for the gradient of learned weights: an :class:`~torch_geometric.EdgeIndex`
+    sorted by target is multiplied as a CSR matrix, and backward multiplies by its transpose, whose index the
+    ``EdgeIndex`` caches. Any other ``edge_index`` takes PyG's gather-scatter path with the same result.
 
     Shapes:
         - **input:** source features :math:`(|V_s|, D)`, edge indices :math:`(2, |E|)`, weights :math:`(|E|)`

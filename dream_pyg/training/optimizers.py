@@ -54,16 +54,16 @@ class LazyAdam(torch.optim.Optimizer):
         node, gradient = _distinct_rows(table.grad)  # type: ignore[arg-type]
         whole = (table, state["exp_avg"], state["exp_avg_sq"])
         beta1, beta2 = group["betas"]
-        at_once = len(node) if table.is_cuda else _NUMBERS_AT_ONCE // table.size(1)
-        for nodes, gradients in zip(node.split(max(1, at_once)), gradient.split(max(1, at_once)), strict=True):
-            # A lookup gathers several times faster than indexing.
-            rows = [F.embedding(nodes, one.detach()) for one in whole]
-            adam(
-                [rows[0]], [gradients], [rows[1]], [rows[2]], [], [state["step"].clone()],
-                fused=True, lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
-                amsgrad=False, maximize=False, weight_decay=0.0,
-            )  # fmt: skip
-            with _in_any_order():
+        at_once = max(1, len(node) if table.is_cuda else _NUMBERS_AT_ONCE // table.size(1))
+        with _in_any_order():
+            for nodes, gradients in zip(node.split(at_once), gradient.split(at_once), strict=True):
+                # A lookup gathers several times faster than indexing.
+                rows = [F.embedding(nodes, one.detach()) for one in whole]
+                adam(
+                    [rows[0]], [gradients], [rows[1]], [rows[2]], [], [state["step"].clone()],
+                    fused=True, lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
+                    amsgrad=False, maximize=False, weight_decay=0.0,
+                )  # fmt: skip
                 for one, moved in zip(whole, rows, strict=True):
                     one.index_copy_(0, nodes, moved)
         state["step"] += 1

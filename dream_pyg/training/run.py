@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import json
 import platform
 import time
 from collections.abc import Mapping
@@ -203,21 +204,27 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     return Run(paths, config, stored, prepared, model, vote)
 
 
-def load_best(paths: RunPaths, model: Recommender) -> dict[str, str]:
-    """Give a model the weights of the best epoch.
+def read_best(paths: RunPaths) -> tuple[int, dict[str, float]]:
+    """The best epoch and its metrics on validation, as they were written with its weights.
 
-    Returns:
-        What was written with them: the ``epoch``, and ``valid``, its metrics as JSON.
+    Raises:
+        StoreError: If they are not there, or damaged.
+    """
+    _, metadata = load_tensors(paths.best, verify=False)
+    return int(metadata["epoch"]), json.loads(metadata["valid"])
+
+
+def load_best(paths: RunPaths, model: Recommender) -> None:
+    """Give a model the weights of the best epoch.
 
     Raises:
         StoreError: If they are damaged or those of another model.
     """
-    weights, metadata = load_tensors(paths.best)
+    weights, _ = load_tensors(paths.best)
     try:
         load_weights(model, weights)
     except RuntimeError as error:
         raise StoreError(f"{paths.best} does not fit the model of {paths.config}: {error}") from error
-    return metadata
 
 
 def make_model(config: RunConfig, graph: HeteroData, device: torch.device | None = None) -> Recommender:
@@ -342,9 +349,9 @@ def load_weights(model: Recommender, weights: Mapping[str, Tensor]) -> None:
     model.load_state_dict({**weights, **{name: value for state in own for name, value in state.items()}})
 
 
-def save_best(paths: RunPaths, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write the weights of the best epoch so far."""
-    save_tensors(paths.best, weights, metadata)
+def save_best(paths: RunPaths, weights: Mapping[str, Tensor], epoch: int, metrics: dict[str, float]) -> None:
+    """Write the weights of the best epoch so far, with its metrics on validation."""
+    save_tensors(paths.best, weights, {"epoch": str(epoch), "valid": json.dumps(metrics)})
 
 
 def keep_epoch(paths: RunPaths, weights: Mapping[str, Tensor], epoch: int) -> None:

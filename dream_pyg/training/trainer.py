@@ -40,6 +40,7 @@ from dream_pyg.training.run import (
     load_weights,
     make_model,
     prepare_graph,
+    read_best,
     read_run_info,
     save_best,
     scorer_of,
@@ -129,7 +130,7 @@ def train(
     config = config.model_copy(update={"graph": str(Path(config.graph).absolute())})
     with ranks.joined():
         paths = RunPaths(Path(run))
-        _check_agreement({**config.to_dict(), "resume": resume})
+        _check_agreement({**config.to_dict(), "resume": resume, "test": test})
         session, stored, info = ranks.together(lambda: _prepare(config, paths, resume, on_evaluation))
         _check_agreement({"graph fingerprint": info["graph_fingerprint"]})
         if not resume:
@@ -440,8 +441,8 @@ class _Session:
             best = self.best_metrics.get(self.config.metric, -1.0)
             if metrics[self.config.metric] > best:
                 self.best_epoch, self.best_metrics, self.bad_evaluations = self.epoch, metrics, 0
-                weights, metadata = whole_weights(self.model), {"epoch": str(self.epoch), "valid": json.dumps(metrics)}
-                ranks.first_does(lambda: save_best(self.paths, weights, metadata))
+                weights = whole_weights(self.model)
+                ranks.first_does(lambda: save_best(self.paths, weights, self.epoch, metrics))
             else:
                 self.bad_evaluations += 1
             logger.info("%s", _line(record, self.config.metric, improved=self.bad_evaluations == 0))
@@ -462,6 +463,8 @@ class _Session:
 def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: bool) -> TrainResult:
     metrics: dict[str, float] = {}
     paths = session.paths
+    # A run that was killed after a better epoch, and resumed to other roundings, may not find that one again.
+    session.best_epoch, session.best_metrics = ranks.together(lambda: read_best(paths))
     if test:
         known = ranks.first_says(
             paths.test_metrics.is_file() and read_json(paths.test_metrics).get("epoch") == session.best_epoch
@@ -469,21 +472,26 @@ def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: 
         if not known:
             session.let_go()  # of the trained model, so that there is room for the one with the best weights
 
-            def open_best() -> tuple[Run, dict[str, str]]:
+            def open_best() -> Run:
                 model = make_model(config, session.graph, session.device)
-                metadata = load_best(paths, model)
-                return Run(paths, config, stored, session.graph, model, session.vote), metadata
+                load_best(paths, model)
+                return Run(paths, config, stored, session.graph, model, session.vote)
 
-            run, written = ranks.together(open_best)
-            # A run that was killed after a better epoch, and resumed to other roundings, may not find that one again.
-            session.best_epoch, session.best_metrics = int(written["epoch"]), json.loads(written["valid"])
+            run = ranks.together(open_best)
             ks = sorted({*KS, parse_metric(config.training.metric)[1]})
             lines = evaluate_lines(run, "test", ks=ks, num_users=session.config.eval_users)
             ranks.first_does(lambda: write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": lines}))
         metrics = read_json(paths.test_metrics)["lines"]["general"]
+    else:
+        ranks.first_does(lambda: _forget_test_of_other_epochs(paths, session.best_epoch))
     ended = {"status": "finished", "epochs": session.epoch, "best_epoch": session.best_epoch}
     ranks.first_does(lambda: update_info(paths, **ended))
     return TrainResult(paths.root, session.best_epoch, session.best_metrics, metrics, session.epoch)
+
+
+def _forget_test_of_other_epochs(paths: RunPaths, best_epoch: int) -> None:
+    if paths.test_metrics.is_file() and read_json(paths.test_metrics).get("epoch") != best_epoch:
+        paths.test_metrics.unlink()
 
 
 def evaluate_lines(run: Run, split: str, **options: Any) -> dict[str, dict[str, float]]:

@@ -142,14 +142,15 @@ def test_the_table_of_choices_changes_one_value_each_and_reads_validation_alone(
     assert "against DREAM (paper)." in (tmp_path / "out" / "choices.md").read_text()
 
 
-def test_a_run_without_test_figures_gets_them_when_a_table_of_test_asks(baby: Path, tmp_path: Path):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_without_test_figures_gets_them_when_a_table_of_test_asks(jobs: int, baby: Path, tmp_path: Path):
     config = RunConfig.create(graph=baby, model="dream", preset="paper", overrides=SET)
     fingerprint = load_graph(baby).info["fingerprint"]
     out = tmp_path / "out"
     for test in (False, True):
         task = reproduction.Task(config, out / "run", test)
         assert not reproduction._is_finished(task, fingerprint)
-        assert list(reproduction._train_all([task], jobs=1 + test)) == [out / "run"]
+        assert list(reproduction._train_all([task], jobs)) == [out / "run"]
         assert reproduction._is_finished(task, fingerprint)
         assert RunPaths(out / "run").test_metrics.exists() == test
 

@@ -111,6 +111,24 @@ def test_a_finished_run_resumes_to_the_same(command: Command, shop_graph: Path, 
         assert again.stdout == first.stdout
 
 
+def test_test_is_read_when_it_is_asked_for_and_forgotten_when_another_epoch_is_best(
+    command: Command, shop_graph: Path, tmp_path: Path
+):
+    run, arguments = tmp_path / "run", ["--model", "dream", *CPU, "--set", "training.epochs=1"]
+    plain = command("train", shop_graph, *arguments, "--run", run, "--no-test")
+    assert [line.split()[0] for line in plain.stdout.splitlines()] == ["split", "valid", "best"]
+    assert files_of(run) == RUN_FILES - {"test_metrics.json"}
+    resumed = command("train", "--resume", "--run", run)
+    assert [line.split()[0] for line in resumed.stdout.splitlines()] == ["split", "valid", "test", "best"]
+    assert json.loads((run / "test_metrics.json").read_text())["epoch"] == 1
+    same = command("train", "--resume", "--run", run, "--no-test")
+    assert same.exit_code == 0
+    assert (run / "test_metrics.json").exists()
+    longer = command("train", "--resume", "--run", run, "--no-test", "--set", "training.epochs=6")
+    assert "best epoch 1 of" not in longer.stdout
+    assert files_of(run) == RUN_FILES - {"test_metrics.json"}
+
+
 def test_a_run_on_sampled_graphs_resumes_and_is_evaluated_on_some_users(
     command: Command, shop_graph: Path, tmp_path: Path
 ):

@@ -158,11 +158,11 @@ def test_as_many_neighbours_are_drawn_as_a_node_is_mentioned(graph):
 def test_less_than_a_mention_gets_less_but_one_neighbour_at_least(graph):
     item = torch.bincount(graph[INTERACTS][label_name("train")][1]).topk(3).indices.sort().values
     field, nobody = ReceptiveField(1), torch.empty(0, dtype=torch.long)
-    twice = torch.cat([item, item[:1]])
-    share = torch.tensor([1.0, 0.5, 0.1, 0.5])
-    for fan_out, expected in ((2, [3, 1, 1]), (-1, graph[INTERACTS].edge_index[1].bincount()[item].tolist())):
+    often = torch.cat([item, item[:1], item[2:].expand(9)])
+    share = torch.tensor([1.0, 0.5, 0.1, 0.5, *[0.1] * 9])
+    for fan_out, expected in ((2, [3, 1, 2]), (-1, graph[INTERACTS].edge_index[1].bincount()[item].tolist())):
         sampler = NeighborSampler(graph, field, FanOuts((fan_out,), 1, 1))
-        drawn = sampler.draw(nobody, twice, np.random.default_rng(0), share)
+        drawn = sampler.draw(nobody, often, np.random.default_rng(0), share)
         assert np.bincount(drawn.edges[INTERACTS].target).tolist() == expected
 
 

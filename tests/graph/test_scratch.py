@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dream_pyg.errors import SearchError
-from dream_pyg.graph.knn import ArrayRows, cosine_knn, exact, tables
+from dream_pyg.graph.knn import ArrayRows, cosine_knn, exact, scratch
 from dream_pyg.graph.knn.scratch import ScratchTables
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def resident_bytes_of_files() -> int:
 
 @pytest.mark.parametrize("most", [0, 1 << 30])
 def test_a_table_holds_what_is_written(most: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "_MOST_IN_MEMORY", most)
+    monkeypatch.setattr(scratch, "_MOST_IN_MEMORY", most)
     made = ScratchTables(CPU)
     score = made.full(3000, 7, -np.inf, torch.float32)
     index = made.full(3000, 7, -1, torch.int32)
@@ -41,7 +41,7 @@ def test_a_table_holds_what_is_written(most: int, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_table_leaves_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "_MOST_IN_MEMORY", 1 << 20)
+    monkeypatch.setattr(scratch, "_MOST_IN_MEMORY", 1 << 20)
     made = ScratchTables(CPU)
     before = resident_bytes_of_files()
     table = made.full(1 << 18, 32, 0, torch.float32)  # 32 MiB
@@ -64,7 +64,7 @@ def test_a_full_disk_is_said_before_the_search(monkeypatch: pytest.MonkeyPatch):
         def write(self, data: bytes) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tables, "_MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(scratch, "_MOST_IN_MEMORY", 0)
     monkeypatch.setattr(tempfile, "TemporaryFile", Full)
     with pytest.raises(SearchError, match=r"64 rows need .* MiB in .* \(No space left on device\).*TMPDIR"):
         cosine_knn(ArrayRows(np.eye(50, dtype=np.float32)), 3, engine="exact")
@@ -75,7 +75,7 @@ def test_lists_in_files_and_many_panels_give_the_same_neighbors(dtype: torch.dty
     matrix = np.random.default_rng(0).standard_normal((5000, 24)).astype(np.float32)
     matrix[100:110] = 0
     whole = cosine_knn(ArrayRows(matrix), 10, engine="flat")
-    monkeypatch.setattr(tables, "_MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(scratch, "_MOST_IN_MEMORY", 0)
     monkeypatch.setattr(exact, "_MOST_PANEL_ROWS", 1 << 10)
     parted = cosine_knn(ArrayRows(matrix), 10, engine="exact", dtype=dtype)
     np.testing.assert_array_equal(parted.index, whole.index)

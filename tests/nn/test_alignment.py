@@ -97,6 +97,26 @@ def test_alignment_of_rows_given_once(normalize):
     torch.testing.assert_close(once, often, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.005, 0.2])
+def test_keys_that_no_example_has_do_not_count(temperature):
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    key = torch.tensor([[-1.0, 0.0], [0.0, -1.0], [1.0, 0.0]], requires_grad=True)  # the last is nobody's
+    pairs = Pairs(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    loss = unit_info_nce(query, key, temperature, pairs=pairs)
+    expected = F.cross_entropy(query @ key[:2].T / temperature, torch.arange(2))
+    torch.testing.assert_close(loss, expected)
+    for grad, other in zip(
+        torch.autograd.grad(loss, (query, key)), torch.autograd.grad(expected, (query, key)), strict=True
+    ):
+        torch.testing.assert_close(grad, other)
+
+
+def test_a_small_loss_of_large_logits_is_no_noise():
+    both = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    assert F.cross_entropy(both @ both.T / TAU, torch.arange(2000)) == 0
+    assert info_nce(both, both, TAU, normalize=False).abs() < 1e-5
+
+
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
 def test_weights_of_keys_are_factors_of_their_exponentials(temperature):
     query, key = (F.normalize(rows(n, 4, seed=n), dim=-1).requires_grad_() for n in (4, 5))
@@ -218,8 +238,8 @@ def test_bfloat16_is_float32_to_the_rounding_of_its_logits():
         assert (exact_grad - rounded_grad).norm(dim=1).max() <= 2 * limit
 
 
-def test_bfloat16_sums_rows_in_float32():
-    # All exponentials are exactly 1: a sum in bfloat16 would come no further than 256.
+def test_bfloat16_rounds_the_sum_of_a_row_once():
+    # All exponentials are exactly 1: what is rounded after each addition would come no further than 256.
     query, key = (row.expand(3000, 4) for row in torch.eye(4)[:2].split(1))
     loss = info_nce(query, key, 0.25, dtype=torch.bfloat16).item()
     np.testing.assert_allclose(loss, np.log(3000), rtol=0, atol=2.0**-8)

@@ -31,6 +31,12 @@ def steps(optimizer_class: type[torch.optim.Optimizer], table: Tensor) -> Tensor
     return table.detach()
 
 
+@pytest.fixture(params=[1, 8, 1 << 17])
+def numbers_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dream_pyg.training.optimizers._NUMBERS_AT_ONCE", request.param)
+
+
+@pytest.mark.usefixtures("numbers_at_once")
 def test_touched_rows_step_as_sparse_adam_does():
     """But for eps, which Adam adds to the corrected root and SparseAdam to the uncorrected one."""
     table = torch.randn(10, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -41,6 +47,7 @@ def test_touched_rows_step_as_sparse_adam_does():
     assert not torch.equal(moved[2], table[2])
 
 
+@pytest.mark.usefixtures("numbers_at_once")
 def test_rows_that_are_all_touched_step_as_adam_does():
     one = torch.nn.Parameter(torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     other = torch.nn.Parameter(one.detach().clone())

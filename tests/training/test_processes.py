@@ -118,7 +118,7 @@ def test_shards_are_the_table_and_refusals_are_the_same_in_each_process(stored: 
     done = in_two("tables_and_refusals", stored.path, other.path, tmp_path)
     assert done.returncode == 0, done.stderr
     told = (tmp_path / "told").read_text().splitlines()
-    layers, resume, batch, sharded, missing, graph, elsewhere = told
+    layers, resume, batch, sharded, missing, graph, test, elsewhere = told
     assert "here = rank 0, there = rank 1): model.num_layers: 1 here, 2 there" in layers
     assert "resume: False here, True there" in resume
     assert "training.batch_size is 1, which 2 processes cannot share" in batch
@@ -126,6 +126,7 @@ def test_shards_are_the_table_and_refusals_are_the_same_in_each_process(stored: 
     assert "choose one of dream, vbpr, lightgcn, bpr" in sharded
     assert "elsewhere is not a graph store" in missing
     assert f"graph fingerprint: {stored.fingerprint} here, {other.fingerprint} there" in graph
+    assert "test: True here, False there" in test
     assert "Rank 1 does not see the run that rank 0 writes" in elsewhere
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import signal
 
 import pytest
+import torch
 
+from dream_pyg.config import SamplingConfig
 from dream_pyg.errors import ConfigError, Interrupted
-from dream_pyg.models import MODELS
+from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.models import MODELS, Batch
 from dream_pyg.training import trainer
 from dream_pyg.training.run import make_model
+from dream_pyg.training.steps import SampledSteps
 from dream_pyg.training.trainer import train
 from tests.graphs import PlantedBlocks
 from tests.training.runs import assert_learns, assert_same_run, configure, read_metrics
@@ -60,6 +64,19 @@ def test_the_draws_follow_the_seed(stored, tmp_path):
         train(configure(stored, sampling=FEW, seed=seed, epochs=1), tmp_path / run)
     one, same, other = (read_metrics(tmp_path / run) for run in ("one", "same", "other"))
     assert one == same != other
+
+
+def test_negative_items_get_their_share_of_neighbours(stored):
+    graph, device = stored.graph, torch.device("cpu")
+    user, item = graph[INTERACTS][label_name("train")]
+    popular = item.bincount().topk(2).indices
+    batch = Batch(user[:1], *popular.split(1))
+    model = make_model(configure(stored, "lightgcn"), graph)
+    for negatives, expected in ((1.0, [4, 4]), (0.5, [4, 2]), (0.1, [4, 1])):
+        steps = SampledSteps(graph, model, SamplingConfig(negatives=negatives), seed=0, device=device)
+        ((sampled, local),) = steps([batch], 0, 0)
+        *_, (edges, _) = sampled[INTERACTS].hops
+        assert edges[1].bincount()[torch.cat(local[1:])].tolist() == expected
 
 
 def test_models_that_need_the_whole_graph_say_so(stored, tmp_path):

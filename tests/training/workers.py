@@ -175,6 +175,9 @@ def refusals(graph: str, other: str, out: str) -> None:
             trainer.train(config, run, resume=resume)
         told.append(str(refusal.value))
     with pytest.raises(ConfigError) as refusal:
+        trainer.train(configure(graph, case), run, test=ranks.rank() == 0)
+    told.append(str(refusal.value))
+    with pytest.raises(ConfigError) as refusal:
         trainer.train(configure(graph, case), Path(out) / f"run-{ranks.rank()}")
     told.append(str(refusal.value))
     assert ranks.everyone_says(told) == [told] * ranks.num_ranks()
