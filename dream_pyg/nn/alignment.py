@@ -17,7 +17,9 @@ _LEAST_BOUNDED_TEMPERATURE = 0.025
 _LEAST_ROUNDED_TEMPERATURE = 0.1
 """Rounding logits to bfloat16 moves the gradient by less than 1% from here on, by 0.1% at 0.2; below, by far more."""
 _NUMBERS_AT_ONCE = 1 << 22
+"""Exponentials that are there at a time, so that memory grows with a batch and not with its square."""
 _LEAST_QUERIES = 256
+"""Whose exponentials are there at a time, however many keys there are: fewer make slow products."""
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
