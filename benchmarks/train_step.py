@@ -36,7 +36,7 @@ from dream_pyg.data.dataset import Dataset, Modality
 from dream_pyg.data.features import FeatureMatrix
 from dream_pyg.data.files import write_json
 from dream_pyg.data.interactions import TEST, TRAIN, VALID, Interactions
-from dream_pyg.graph.processor import has_bfloat16_units
+from dream_pyg.graph.processor import deterministic, has_bfloat16_units
 from dream_pyg.graph.schema import INTERACTS, ITEM, REV_INTERACTS, USER, feature_name, knn_edge
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.losses import bpr_loss, l2_loss
@@ -213,12 +213,11 @@ def our_step(model: Recommender, graph: HeteroData) -> Step:
         model.parameters(), lambda batch: torch.stack(list(model.loss(graph, batch).values())).sum(), fused=True
     )
 
-    def deterministic(batch: Batch) -> None:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        step(batch)
-        torch.use_deterministic_algorithms(False)
+    def as_in_a_training(batch: Batch) -> None:
+        with deterministic():
+            step(batch)
 
-    return deterministic
+    return as_in_a_training
 
 
 def plain_step(plain: PlainDREAM) -> Step:
@@ -479,7 +478,6 @@ def main() -> None:
     raw = load_graph(arguments.graph).graph if arguments.graph else make_graph()
     graph, rounded = (prepare_graph(raw, CPU, None, kind) for kind in ("float32", "bfloat16"))
     has_units = has_bfloat16_units(CPU)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # as the trainer has it
 
     def make(model: type[Recommender], graph: HeteroData, **options: Any) -> Any:
         torch.manual_seed(0)

@@ -85,6 +85,7 @@ _WAYS = {
     "signal_uncentered": ("signal of uncentred features", "model.center_signal=false"),
     "signal_norm": ("signal as a norm, not its square", "model.squared_signal=false"),
 }
+"""What the table of choices changes: each weight by each factor, and these values."""
 MODELS_OF_TABLE = {
     "table1": (),
     "table2": COMPARED,

@@ -76,6 +76,26 @@ def exact_products() -> Iterator[None]:
         cuda.fp32_precision, mkldnn.fp32_precision, cuda.allow_bf16_reduced_precision_reduction = before
 
 
+@contextmanager
+def deterministic(mode: bool = True) -> Iterator[None]:
+    """Let no operation add up in the order in which threads happen to finish, so that a seed gives the same bits.
+
+    Args:
+        mode: Off where no order matters: of a deterministic process, PyTorch leaves more to one thread than it must.
+    """
+    settings: Any = torch.utils.deterministic
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(mode, warn_only=True)
+    settings.fill_uninitialized_memory = False  # which only makes reading such memory reproducible
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        settings.fill_uninitialized_memory = fills
+
+
 def keep_few_kernels() -> None:
     """Have oneDNN, and PyTorch's binding of it, keep the kernels for 128 shapes of matrices instead of 1,024.
 

@@ -50,30 +50,7 @@ def info_nce(
     """
     if normalize:
         query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-    return _contrast(query, key, temperature, is_unit=normalize, dtype=dtype)
-
-
-def unit_info_nce(
-    query: Tensor,
-    key: Tensor,
-    temperature: float,
-    *,
-    pairs: Pairs | None = None,
-    key_weight: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """:func:`info_nce` of rows that have unit length already.
-
-    Args:
-        query: Rows (Q, D).
-        key: Rows (K, D).
-        temperature: As there.
-        pairs: Which query and which key each example of the batch has; by default row b of both. So a row is multiplied
-            once however often the batch has it.
-        key_weight: Factor of each key's exponential in the sum below the fraction (K,), by default 1.
-        dtype: As there.
-    """
-    return _contrast(query, key, temperature, is_unit=True, pairs=pairs, key_weight=key_weight, dtype=dtype)
+    return in_batch_contrast(query, key, temperature, is_unit=normalize, dtype=dtype)
 
 
 class Pairs(NamedTuple):
@@ -83,7 +60,7 @@ class Pairs(NamedTuple):
     key: Tensor
 
 
-def _contrast(
+def in_batch_contrast(
     query: Tensor,
     key: Tensor,
     temperature: float,
@@ -93,6 +70,18 @@ def _contrast(
     key_weight: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
+    """:func:`info_nce` of rows as they are, which a batch may have more than once.
+
+    Args:
+        query: Rows (Q, D).
+        key: Rows (K, D).
+        temperature: As there.
+        is_unit: Whether the rows have unit length.
+        pairs: Which query and which key each example of the batch has; by default row b of both. So a row is multiplied
+            once however often the batch has it.
+        key_weight: Factor of each key's exponential in the sum below the fraction (K,), by default 1.
+        dtype: As there.
+    """
     if pairs is not None and ranks.num_ranks() > 1:
         query, key = query[pairs.query], key[pairs.key]
         key_weight, pairs = None if key_weight is None else key_weight[pairs.key], None
@@ -263,7 +252,7 @@ class BehaviorModalAlignment(nn.Module):
     ) -> Tensor:
         auto = self.precision == "auto" and self.temperature >= _LEAST_ROUNDED_TEMPERATURE
         rounded = self.precision == "bfloat16" or (auto and has_bfloat16_units(query.device))
-        return _contrast(
+        return in_batch_contrast(
             query,
             key,
             self.temperature,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from dream_pyg.config import TrainingConfig
+from dream_pyg.graph.processor import deterministic
 from dream_pyg.models import Recommender
 
 _NUMBERS_AT_ONCE = 1 << 17
@@ -55,7 +55,7 @@ class LazyAdam(torch.optim.Optimizer):
         whole = (table, state["exp_avg"], state["exp_avg_sq"])
         beta1, beta2 = group["betas"]
         at_once = max(1, len(node) if table.is_cuda else _NUMBERS_AT_ONCE // table.size(1))
-        with _in_any_order():
+        with deterministic(False):  # Rows are distinct, so that all threads may write them.
             for nodes, gradients in zip(node.split(at_once), gradient.split(at_once), strict=True):
                 # A lookup gathers several times faster than indexing.
                 rows = [F.embedding(nodes, one.detach()) for one in whole]
@@ -67,20 +67,6 @@ class LazyAdam(torch.optim.Optimizer):
                 for one, moved in zip(whole, rows, strict=True):
                     one.index_copy_(0, nodes, moved)
         state["step"] += 1
-
-
-@contextlib.contextmanager
-def _in_any_order() -> Iterator[None]:
-    """Let all threads write rows, which are distinct: where PyTorch is to be deterministic, it leaves that to one."""
-    enabled, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 def _distinct_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from dream_pyg.data.signals import interruptible
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import ConfigError, DataError, Interrupted, ResumeError, TrainingError
 from dream_pyg.evaluation import KS, evaluate, parse_metric
-from dream_pyg.graph.processor import resolve_device
+from dream_pyg.graph.processor import deterministic, resolve_device
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import Batch, Recommender
@@ -142,7 +142,7 @@ def train(
                 ranks.first_does(lambda: _note_resumption(config, paths, info))
             try:
                 _check_that_all_see(paths)
-                with _deterministic():
+                with deterministic():
                     session.fit()
                 return _finish(config, stored, session, test=test)
             except BaseException as error:
@@ -285,7 +285,7 @@ class _Session:
         """Write the run's first files as a whole or not at all, so that whatever is there can be resumed."""
         teaching = None
         if (teacher := teacher_of(self.config, self.model)) is not None:
-            with _deterministic():
+            with deterministic():
                 teaching = teach(self.graph, teacher)
             self._learn_from(teaching)
         state = self.state()
@@ -555,22 +555,6 @@ class _LossMonitor:
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in weights.items()}
-
-
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    """Let no operation add up in the order in which threads happen to finish, so that a seed gives the same bits."""
-    settings: Any = torch.utils.deterministic
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    settings.fill_uninitialized_memory = False  # which only makes reading such memory reproducible
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        settings.fill_uninitialized_memory = fills
 
 
 def _epoch_generator(seed: int, epoch: int) -> torch.Generator:

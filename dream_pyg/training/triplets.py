@@ -13,8 +13,6 @@ from dream_pyg.training.teacher import TaughtItems
 
 _REJECTION_ROUNDS = 32
 _LISTED_CANDIDATES = 1 << 22
-
-
 _PERMUTED_SHARE = 1 / 8
 """Of the interactions, from which on it is no slower to shuffle all of them."""
 

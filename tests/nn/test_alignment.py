@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from dream_pyg.nn import alignment
-from dream_pyg.nn.alignment import BehaviorModalAlignment, Pairs, info_nce, unit_info_nce
+from dream_pyg.nn.alignment import BehaviorModalAlignment, Pairs, in_batch_contrast, info_nce
 from tests.oracles import dream
 from tests.oracles.gradients import numerical_gradient
 
@@ -65,8 +65,8 @@ REPEATED = Pairs(torch.tensor([0, 2, 2, 1, 0, 2, 3]), torch.tensor([4, 1, 1, 0, 
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
 def test_rows_given_once_are_those_of_the_batch(temperature):
     query, key = (F.normalize(rows(n, 4, seed=n), dim=-1).requires_grad_() for n in (4, 5))
-    loss = unit_info_nce(query, key, temperature, pairs=REPEATED)
-    expected = unit_info_nce(query[REPEATED.query], key[REPEATED.key], temperature)
+    loss = in_batch_contrast(query, key, temperature, is_unit=True, pairs=REPEATED)
+    expected = in_batch_contrast(query[REPEATED.query], key[REPEATED.key], temperature, is_unit=True)
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-14)
     expected_grads = torch.autograd.grad(expected, (query, key))
     for grad, expected_grad in zip(torch.autograd.grad(loss, (query, key)), expected_grads, strict=True):
@@ -77,8 +77,8 @@ def test_rows_given_once_may_be_rounded():
     random = torch.Generator().manual_seed(0)
     pairs = Pairs(torch.randint(0, 40, (900,), generator=random), torch.randint(0, 30, (900,), generator=random))
     query, key = (F.normalize(rows(n, 16, seed=n), dim=-1).float().requires_grad_() for n in (40, 30))
-    exact = unit_info_nce(query, key, TAU, pairs=pairs)
-    rounded = unit_info_nce(query, key, TAU, pairs=pairs, dtype=torch.bfloat16)
+    exact = in_batch_contrast(query, key, TAU, is_unit=True, pairs=pairs)
+    rounded = in_batch_contrast(query, key, TAU, is_unit=True, pairs=pairs, dtype=torch.bfloat16)
     torch.testing.assert_close(rounded, exact, rtol=1e-3, atol=0)
     for one, other in zip(
         torch.autograd.grad(rounded, (query, key)), torch.autograd.grad(exact, (query, key)), strict=True
@@ -102,7 +102,7 @@ def test_keys_that_no_example_has_do_not_count(temperature):
     query = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     key = torch.tensor([[-1.0, 0.0], [0.0, -1.0], [1.0, 0.0]], requires_grad=True)  # the last is nobody's
     pairs = Pairs(torch.tensor([0, 1]), torch.tensor([0, 1]))
-    loss = unit_info_nce(query, key, temperature, pairs=pairs)
+    loss = in_batch_contrast(query, key, temperature, is_unit=True, pairs=pairs)
     expected = F.cross_entropy(query @ key[:2].T / temperature, torch.arange(2))
     torch.testing.assert_close(loss, expected)
     for grad, other in zip(
@@ -121,7 +121,7 @@ def test_a_small_loss_of_large_logits_is_no_noise():
 def test_weights_of_keys_are_factors_of_their_exponentials(temperature):
     query, key = (F.normalize(rows(n, 4, seed=n), dim=-1).requires_grad_() for n in (4, 5))
     weight = torch.tensor([0.5, 2.0, 1.0, 4.0, 0.25], dtype=torch.float64)
-    loss = unit_info_nce(query, key, temperature, pairs=REPEATED, key_weight=weight)
+    loss = in_batch_contrast(query, key, temperature, is_unit=True, pairs=REPEATED, key_weight=weight)
     logits = query[REPEATED.query] @ key[REPEATED.key].T / temperature
     expected = ((logits + weight[REPEATED.key].log()).logsumexp(dim=1) - logits.diagonal()).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
@@ -161,10 +161,12 @@ def test_weights_of_keys_make_a_batch_an_estimate_of_the_whole_catalogue():
     def sum_of(loss):
         return (loss + positive).exp() / len(drawn)
 
-    corrected = sum_of(unit_info_nce(query, key, TAU, pairs=Pairs(query_row, drawn), key_weight=weight))
+    corrected = sum_of(
+        in_batch_contrast(query, key, TAU, is_unit=True, pairs=Pairs(query_row, drawn), key_weight=weight)
+    )
     torch.testing.assert_close(corrected, logits.exp().mean(), rtol=0.02, atol=0)
     assert not torch.isclose(
-        sum_of(unit_info_nce(query, key, TAU, pairs=Pairs(query_row, drawn))), corrected, rtol=0.05
+        sum_of(in_batch_contrast(query, key, TAU, is_unit=True, pairs=Pairs(query_row, drawn))), corrected, rtol=0.05
     )
 
 
