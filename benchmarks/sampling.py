@@ -42,7 +42,7 @@ def ours(graph: HeteroData, pairs: torch.Tensor, fan_outs: tuple[int, ...]) -> I
     while True:
         user, item = pairs[:, torch.randint(pairs.size(1), (BATCH_SIZE,), generator=generator)]
         negative = torch.randint(int(graph[ITEM].num_nodes), (BATCH_SIZE,), generator=generator)
-        yield sampled_graph(graph, sampler.draw(user, torch.cat([item, negative]), random), ())
+        yield sampled_graph(graph, sampler.draw(user, torch.cat([item, negative]), random))
 
 
 def pyg(graph: HeteroData, pairs: torch.Tensor, fan_outs: tuple[int, ...]) -> Iterator[HeteroData]:

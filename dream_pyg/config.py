@@ -63,7 +63,11 @@ class SamplingConfig(_Section):
     features: FanOut = 2
     """Items whose features stand for those of a user."""
     negatives: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """How much of a mention a negative item is, which one term of the loss compares with one user."""
+    """How much of a mention a negative item is, which one term of the loss compares with one user; nothing if it is a
+    positive one of the batch as well and ``in_batch_negatives`` is set."""
+    in_batch_negatives: bool = False
+    """Whether negative items are drawn among their batch's positive ones, each item as often as any other. A step then
+    has half as many items to draw neighbours for and to read features of, which leaves them less independent."""
 
 
 class TeacherConfig(_Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,21 +14,22 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
 from dream_pyg.graph.schema import (
-    DESCRIBES,
     INTERACTS,
     ITEM,
     REV_INTERACTS,
     USER,
     EdgeType,
     count_name,
+    describes_edge,
     feature_name,
     knn_edge,
     mask_name,
     norm_name,
+    senders_name,
 )
 
 Ids = NDArray[np.int64]
-Mentions = NDArray[np.float64 | np.int64]
+Mentions = NDArray[np.number[Any]]
 
 
 class ReceptiveField(NamedTuple):
@@ -82,22 +83,17 @@ class Neighborhood(NamedTuple):
     nodes: dict[str, Ids]
     num_seeds: dict[str, int]
     """Nodes of the batch."""
-    num_inner: dict[str, int]
-    """Nodes of the batch and their neighbours in the relation graphs."""
+    senders: dict[tuple[str, str], Ids]
+    """Of a node type and a modality, the places of those that may send over its relation graph: the batch's nodes, then
+    their neighbours in it."""
     num_within: list[dict[str, int]]
-    """Nodes within 0, 1, ... hops of the batch, or of all inner nodes: those that have a representation after all hops
-    but as many."""
-    described: Ids
-    """Items whose features are read: the inner ones, then those drawn for the inner users."""
+    """Nodes within 0, 1, ... hops of the batch, or of all senders: those that have a representation after all hops but
+    as many."""
+    described: dict[str, Ids]
+    """By modality the items whose features are read: the senders, then those drawn for users that are senders."""
     edges: dict[EdgeType, DrawnEdges]
-
-    def num_targets(self, edge_type: EdgeType) -> int:
-        """Nodes that get a message over an edge type, other than the interactions."""
-        return (self.num_inner if edge_type == DESCRIBES else self.num_seeds)[edge_type[2]]
-
-    def num_sources(self, edge_type: EdgeType) -> int:
-        """Nodes that may send one."""
-        return len(self.described) if edge_type == DESCRIBES else self.num_inner[edge_type[0]]
+    """Sources and targets of those over the interactions are places among the nodes. Those of a modality's edges are
+    places among its senders, or among what is described."""
 
 
 class NeighborSampler:
@@ -135,7 +131,15 @@ class NeighborSampler:
             (pointer, source), _ = graph[edge_type].edge_index.get_csc()
             self._pointers[edge_type], self._sources[edge_type] = pointer.numpy(), source.numpy()
         self._met = {node: _Met(int(graph[node].num_nodes)) for node in (USER, ITEM)}
-        self._described = _Met(int(graph[ITEM].num_nodes))
+        senders = {
+            ITEM: dict.fromkeys((*field.item_knn, *field.features)),
+            USER: dict.fromkeys((*field.user_knn, *(field.features if field.user_features else ()))),
+        }
+        self._senders = {
+            (node, modality): _Met(int(graph[node].num_nodes))
+            for node, modalities in senders.items()
+            for modality in modalities
+        }
 
     def draw(
         self, user: Tensor, item: Tensor, random: np.random.Generator, item_mentions: Tensor | None = None
@@ -148,41 +152,52 @@ class NeighborSampler:
             random: Where chance comes from.
             item_mentions: How much of a mention each of the items is (N,); by default one.
         """
-        met, described = self._met, self._described
+        met = self._met
         try:
             mentions = {
                 USER: met[USER].begin(user.numpy()),
                 ITEM: met[ITEM].begin(item.numpy(), None if item_mentions is None else item_mentions.numpy()),
             }
             num_seeds = {node: len(met[node]) for node in met}
-            edges: dict[EdgeType, DrawnEdges] = {}
-            inner_mentions: dict[str, Mentions] = {}
-            for node, modalities in ((USER, self.field.user_knn), (ITEM, self.field.item_knn)):
-                seeds, wanted = np.arange(num_seeds[node]), _wanted(mentions[node], self.fan_outs.relations)
-                drawn = {
-                    edge_type: self._draw(edge_type, seeds, wanted, met[node], random)
-                    for edge_type in (knn_edge(node, modality) for modality in modalities)
-                }
-                edges |= drawn
-                inner = np.pad(mentions[node], (0, len(met[node]) - num_seeds[node]))
-                for relation in drawn.values():
-                    inner += np.bincount(relation.source, minlength=len(inner))
-                inner_mentions[node] = inner
-            num_inner = {node: len(inner) for node, inner in inner_mentions.items()}
-            described.add(met[ITEM].ids())
-            if self.field.user_features:
-                wanted = _wanted(inner_mentions[USER], self.fan_outs.features)
-                edges[DESCRIBES] = self._draw(REV_INTERACTS, np.arange(len(wanted)), wanted, described, random)
+            edges, sender_mentions, inner_mentions = self._relations(mentions, num_seeds, random)
+            places = {key: met[key[0]].add(senders.ids()) for key, senders in self._senders.items()}
+            for modality in self.field.features if self.field.user_features else ():
+                users, items = self._senders[USER, modality], self._senders[ITEM, modality]
+                wanted = _wanted(sender_mentions[USER, modality], self.fan_outs.features)
+                edges[describes_edge(modality)] = self._draw(REV_INTERACTS, users.ids(), wanted, items, random)
+            described = {modality: self._senders[ITEM, modality].ids() for modality in self.field.features}
             if self.field.relations_after_hops:
-                mentions, num_within = inner_mentions, [num_inner]
+                mentions, num_within = inner_mentions, [{node: len(met[node]) for node in met}]
             else:
                 num_within = [num_seeds]
             edges |= self._hops(mentions, num_within, random)
             nodes = {node: met[node].ids() for node in met}
-            return Neighborhood(nodes, num_seeds, num_inner, num_within, described.ids(), edges)
+            return Neighborhood(nodes, num_seeds, places, num_within, described, edges)
         finally:
-            for one in (*met.values(), described):
+            for one in (*met.values(), *self._senders.values()):
                 one.forget()
+
+    def _relations(
+        self, mentions: dict[str, Mentions], num_seeds: dict[str, int], random: np.random.Generator
+    ) -> tuple[dict[EdgeType, DrawnEdges], dict[tuple[str, str], Mentions], dict[str, Mentions]]:
+        """Edges to the batch over each relation graph, which make the senders.
+
+        Also how often the senders of each modality were mentioned, and how often all nodes met so far.
+        """
+        edges: dict[EdgeType, DrawnEdges] = {}
+        of_senders, of_all = {}, dict(mentions)
+        for (node, modality), senders in self._senders.items():
+            senders.add(self._met[node].ids()[: num_seeds[node]])
+            reached = np.zeros(len(senders), dtype=np.int64)
+            edge_type = knn_edge(node, modality)
+            if edge_type in self._pointers:
+                wanted = _wanted(mentions[node], self.fan_outs.relations)
+                edges[edge_type] = self._draw(edge_type, senders.ids(), wanted, senders, random)
+                reached = np.bincount(edges[edge_type].source, minlength=len(senders))
+            of_senders[node, modality] = _sum(mentions[node], reached)
+            place = self._met[node].add(senders.ids())
+            of_all[node] = _sum(of_all[node], np.bincount(place, reached, minlength=len(self._met[node])))
+        return edges, of_senders, of_all
 
     def _hops(
         self, mentions: dict[str, Mentions], num_within: list[dict[str, int]], random: np.random.Generator
@@ -201,7 +216,8 @@ class NeighborSampler:
                 source, _, target = edge_type
                 ring = np.flatnonzero(mentions[target])
                 wanted = _wanted(mentions[target][ring], fan_out)
-                parts.append(self._draw(edge_type, ring, wanted, self._met[source], random))
+                of_ring = self._draw(edge_type, self._met[target].ids()[ring], wanted, self._met[source], random)
+                parts.append(of_ring._replace(target=ring[of_ring.target]))
             for (node, *_), parts in drawn.items():
                 number = len(self._met[node])
                 reached[node] = np.pad(reached[node], (0, number - len(reached[node])))
@@ -211,33 +227,32 @@ class NeighborSampler:
         return {edge_type: _by_target(parts) for edge_type, parts in drawn.items() if parts}
 
     def _draw(
-        self, edge_type: EdgeType, target: Ids, wanted: Ids, sources: _Met, random: np.random.Generator
+        self, edge_type: EdgeType, node: Ids, wanted: Ids, sources: _Met, random: np.random.Generator
     ) -> DrawnEdges:
-        """In-edges of some nodes.
+        """In-edges of some nodes, whose places among them are the targets.
 
         Args:
             edge_type: Their type.
-            target: The nodes, as places among those met (T,).
+            node: The nodes (T,).
             wanted: How many for each (T,), all where it is negative.
             sources: Where the other ends are met.
             random: Where chance comes from.
         """
         pointer = self._pointers[edge_type]
-        node = self._met[edge_type[2]].ids()[target]
         first, degree = pointer[node], pointer[node + 1] - pointer[node]
         count = np.where(wanted < 0, degree, np.minimum(degree, wanted))
         stride = degree / np.maximum(count, 1)
-        start = random.random(len(target)) * (count < degree)
-        own = np.repeat(np.arange(len(target)), count)
+        start = random.random(len(node)) * (count < degree)
+        own = np.repeat(np.arange(len(node)), count)
         nth = np.arange(len(own)) - (np.cumsum(count) - count)[own]
         # Rounding upwards may leave the last point just outside.
         offset = np.minimum(((nth + start[own]) * stride[own]).astype(np.int64), degree[own] - 1)
         edge = first[own] + offset
         source = sources.add(self._sources[edge_type][edge])
-        return DrawnEdges(source, target[own], edge, stride[own])
+        return DrawnEdges(source, own, edge, stride[own])
 
 
-def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tuple[str, ...]) -> HeteroData:
+def sampled_graph(graph: HeteroData, neighborhood: Neighborhood) -> HeteroData:
     """A neighbourhood as a graph of its own, with what a model reads: ``n_id``, edges, weights, features.
 
     Weights hold the inverse probabilities. Features are read from the whole graph, which may be a file, for the items
@@ -246,41 +261,39 @@ def sampled_graph(graph: HeteroData, neighborhood: Neighborhood, modalities: tup
     Args:
         graph: The whole graph.
         neighborhood: What was drawn.
-        modalities: Modalities whose features are read.
     """
     sampled = HeteroData()
     for node, ids in neighborhood.nodes.items():
         sampled[node].n_id = torch.from_numpy(ids)
         sampled[node].num_nodes = len(ids)
-        sampled[node].num_inner = neighborhood.num_inner[node]
     for edge_type, drawn in neighborhood.edges.items():
-        index = torch.from_numpy(np.stack([drawn.source, drawn.target]))
-        if edge_type not in (INTERACTS, REV_INTERACTS):
-            size = neighborhood.num_sources(edge_type), neighborhood.num_targets(edge_type)
-            sampled[edge_type].edge_index = EdgeIndex(index, sparse_size=size, sort_order="col")
-        if edge_type == DESCRIBES:
-            continue
-        weight = graph[edge_type].edge_weight.index_select(0, torch.from_numpy(drawn.edge))
-        weight.mul_(torch.from_numpy(drawn.scale))
         if edge_type in (INTERACTS, REV_INTERACTS):
-            sampled[edge_type].hops = _hops(neighborhood, edge_type, index, weight)
-        else:
-            sampled[edge_type].edge_weight = weight
-    described = torch.from_numpy(neighborhood.described)
-    for modality in modalities:
+            sampled[edge_type].hops = _hops(neighborhood, edge_type, _index(drawn), _weight(graph, edge_type, drawn))
+    for (node, modality), place in neighborhood.senders.items():
+        sampled[node][senders_name(modality)] = torch.from_numpy(place)
+        edge_type = knn_edge(node, modality)
+        if edge_type in neighborhood.edges:
+            drawn, size = neighborhood.edges[edge_type], (len(place), neighborhood.num_seeds[node])
+            sampled[edge_type].edge_index = EdgeIndex(_index(drawn), sparse_size=size, sort_order="col")
+            sampled[edge_type].edge_weight = _weight(graph, edge_type, drawn)
+    for modality, ids in neighborhood.described.items():
+        item = torch.from_numpy(ids)
         for name in (feature_name(modality), mask_name(modality), norm_name(modality)):
-            sampled[ITEM][name] = graph[ITEM][name].index_select(0, described)
-        if DESCRIBES in neighborhood.edges:
-            source, target = sampled[DESCRIBES].edge_index.as_tensor()
-            has = sampled[ITEM][mask_name(modality)][source]
-            count = torch.bincount(target[has], minlength=neighborhood.num_inner[USER])
-            sampled[USER][count_name(modality)] = count
+            sampled[ITEM][name] = graph[ITEM][name].index_select(0, item)
+        edge_type = describes_edge(modality)
+        if edge_type in neighborhood.edges:
+            index = _index(neighborhood.edges[edge_type])
+            size = len(item), len(neighborhood.senders[USER, modality])
+            sampled[edge_type].edge_index = EdgeIndex(index, sparse_size=size, sort_order="col")
+            has = sampled[ITEM][mask_name(modality)].index_select(0, index[0])
+            sampled[USER][count_name(modality)] = torch.bincount(index[1][has], minlength=size[1])
     return sampled
 
 
-def inner_rows(nodes: NodeStorage, rows: Tensor) -> Tensor:
-    """The rows of the nodes that may send messages over relation graphs: in a whole graph all of them."""
-    return rows[: nodes.num_inner] if "num_inner" in nodes else rows
+def senders(nodes: NodeStorage, modality: str, rows: Tensor) -> Tensor:
+    """The rows of the nodes that may send over a modality's relation graph: in a whole graph all of them."""
+    name = senders_name(modality)
+    return rows.index_select(0, nodes[name]) if name in nodes else rows
 
 
 def interaction_hops(store: EdgeStorage, num_hops: int) -> list[tuple[EdgeIndex, Tensor]]:
@@ -289,6 +302,16 @@ def interaction_hops(store: EdgeStorage, num_hops: int) -> list[tuple[EdgeIndex,
     A hop over the whole graph is the same each time; over a sampled one it only reaches what later hops need.
     """
     return store.hops if "hops" in store else [(store.edge_index, store.edge_weight)] * num_hops
+
+
+def _index(drawn: DrawnEdges) -> Tensor:
+    return torch.from_numpy(np.stack([drawn.source, drawn.target]))
+
+
+def _weight(graph: HeteroData, edge_type: EdgeType, drawn: DrawnEdges) -> Tensor:
+    """The whole graph's weights over the probabilities."""
+    weight: Tensor = graph[edge_type].edge_weight.index_select(0, torch.from_numpy(drawn.edge))
+    return weight.mul_(torch.from_numpy(drawn.scale))
 
 
 def _hops(
@@ -308,6 +331,11 @@ def _wanted(mentions: Mentions, fan_out: int) -> Ids:
     """How many neighbours nodes get that are mentioned so often; all are a negative number."""
     # Shares of a mention add up to a whole one but for rounding.
     return np.ceil(mentions * fan_out - 1e-6).astype(np.int64) if fan_out >= 0 else np.full(len(mentions), -1)
+
+
+def _sum(mentions: Mentions, more: Mentions) -> Mentions:
+    """Mentions of some nodes and of these and further ones, together."""
+    return np.pad(mentions, (0, len(more) - len(mentions))) + more
 
 
 def _by_target(parts: list[DrawnEdges]) -> DrawnEdges:

@@ -10,8 +10,6 @@ USER = "user"
 ITEM = "item"
 INTERACTS: EdgeType = (USER, "interacts", ITEM)
 REV_INTERACTS: EdgeType = (ITEM, "rev_interacts", USER)
-DESCRIBES: EdgeType = (ITEM, "describes", USER)
-"""Items whose features stand for a user's: in a sampled graph; in a whole one all that the user interacted with."""
 SPLITS = ("train", "valid", "test")
 COLD = "cold"
 """Label of interactions of users without any in train. They are in no split, but known when it comes to recommending; a
@@ -21,6 +19,19 @@ graph without such users has no such label."""
 def knn_edge(node: str, modality: str) -> EdgeType:
     """The edge type of a modality's relation graph over ``'user'`` or ``'item'`` nodes."""
     return (node, f"{modality}_knn", node)
+
+
+def describes_edge(modality: str) -> EdgeType:
+    """The edge type, in a sampled graph, from items to the users whose features of a modality they make.
+
+    In a whole graph these are all items that a user interacted with.
+    """
+    return (ITEM, f"{modality}_describes", USER)
+
+
+def senders_name(modality: str) -> str:
+    """The attribute of a sampled graph's nodes that says which may send over a modality's relation graph (S,)."""
+    return f"senders_{modality}"
 
 
 def feature_name(modality: str) -> str:

@@ -13,7 +13,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.co_occurrence import item_co_occurrence
-from dream_pyg.graph.sampling import ReceptiveField, inner_rows
+from dream_pyg.graph.sampling import ReceptiveField, senders
 from dream_pyg.graph.schema import (
     INTERACTS,
     ITEM,
@@ -208,8 +208,7 @@ class DREAM(Recommender):
     def _lines(self, graph: HeteroData, initial: Embeddings) -> DualRepresentations:
         behavior = propagate_interactions(self.propagation, graph, *initial, self.config.num_layers)
         source = behavior if self.config.gate_input == "propagated" else initial
-        inner = Embeddings(inner_rows(graph[USER], source.user), inner_rows(graph[ITEM], source.item))
-        modal = self.modal_line(graph, inner)
+        modal = self.modal_line(graph, source)
         if len(behavior.user) != len(modal.user) or len(behavior.item) != len(modal.item):
             # Of a sampled graph, the behavior line has come to the batch's neighbours as well.
             behavior = Embeddings(behavior.user[: len(modal.user)], behavior.item[: len(modal.item)])
@@ -233,10 +232,11 @@ class DREAM(Recommender):
         return Embeddings(self._fuse(graph, USER, {modality: rows.user for modality, rows in filtered.items()}), item)
 
     def filter(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
-        """The modality's filter gate on users and items (Eq. 4); in a sampled graph, on the inner ones.
+        """The modality's filter gate on users and items (Eq. 4); in a sampled graph, on those that its messages reach.
 
         Users whose modal line comes from their items are left as they are.
         """
+        source = Embeddings(senders(graph[USER], modality, source.user), senders(graph[ITEM], modality, source.item))
         if not self.config.use_gate:
             return source
         gate = cast(FilterGate, self.gates[modality])

@@ -20,6 +20,9 @@ _NUMBERS_AT_ONCE = 1 << 22
 """Exponentials that are there at a time, so that memory grows with a batch and not with its square."""
 _LEAST_QUERIES = 256
 """Whose exponentials are there at a time, however many keys there are: fewer make slow products."""
+_ROWS_TOGETHER = 128
+"""Queries and keys are as many times as many, filled up with some that do not count: oneDNN makes kernels for each
+shape, and those of a batch's distinct rows are ever new."""
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -96,7 +99,13 @@ def in_batch_contrast(
             key_count.mul_(key_weight)
     is_bounded = is_unit and temperature >= _LEAST_BOUNDED_TEMPERATURE
     dtype = query.dtype if dtype is None or not is_bounded else dtype
+    query, key, key_count = (_filled_up(rows) for rows in (query, key, key_count))
     return _InfoNCE.apply(query, key, *pairs, key_count, count, temperature, is_bounded, dtype)
+
+
+def _filled_up(rows: Tensor) -> Tensor:
+    """Rows (N, ...), then zeros."""
+    return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -len(rows) % _ROWS_TOGETHER))
 
 
 def _counts(position: Tensor, rows: Tensor) -> Tensor:

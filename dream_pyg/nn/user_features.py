@@ -8,13 +8,14 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.csr import csr_product, take_rows
-from dream_pyg.graph.schema import DESCRIBES, ITEM, REV_INTERACTS, USER, count_name, feature_name
+from dream_pyg.graph.schema import ITEM, REV_INTERACTS, USER, count_name, describes_edge, feature_name
 from dream_pyg.nn.propagation import Propagation
 
 
-def describing_edges(graph: HeteroData) -> EdgeIndex:
-    """From items to the users whose features they make: those drawn, or all train interactions."""
-    edge_index: EdgeIndex = graph[DESCRIBES if DESCRIBES in graph.edge_types else REV_INTERACTS].edge_index
+def describing_edges(graph: HeteroData, modality: str) -> EdgeIndex:
+    """From items to the users whose features of a modality they make: those drawn, or all train interactions."""
+    drawn = describes_edge(modality)
+    edge_index: EdgeIndex = graph[drawn if drawn in graph.edge_types else REV_INTERACTS].edge_index
     return edge_index
 
 
@@ -34,7 +35,7 @@ def mean_over_items(propagation: Propagation, graph: HeteroData, modality: str, 
         One row per user (U, D), zero for a user without such an item; in a sampled graph, one for each of its first
         users, as many as have a count.
     """
-    edge_index = describing_edges(graph)
+    edge_index = describing_edges(graph, modality)
     share = graph[USER][count_name(modality)].clamp(min=1).to(projected.dtype).reciprocal()
     return propagation(projected, edge_index, share[edge_index[1]], len(share))
 
@@ -50,7 +51,7 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
     Returns:
         One row per given user (B, F), of the features' type; half precision becomes float32.
     """
-    (pointer, item), _ = describing_edges(graph).get_csc()
+    (pointer, item), _ = describing_edges(graph, modality).get_csc()
     pointer, item = take_rows(pointer, item, user)
     features = graph[ITEM][feature_name(modality)]
     if features.dtype == torch.float16:  # only the rows in use are converted

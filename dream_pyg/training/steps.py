@@ -69,9 +69,9 @@ class SampledSteps:
             )
         fan_outs = FanOuts(sampling.interactions[: field.num_hops], sampling.relations, sampling.features)
         self._graph = graph
-        self._modalities = field.features
         self._sampler = NeighborSampler(graph, field, fan_outs)
         self._negatives = sampling.negatives
+        self._in_batch = sampling.in_batch_negatives
         self._seed = seed
         self._device = device
 
@@ -87,10 +87,12 @@ class SampledSteps:
         item = torch.cat([batch.pos_item, batch.neg_item])
         mentions = torch.ones(2, len(batch.user))
         mentions[1] = self._negatives
+        if self._in_batch:  # A slice of a batch has negatives that are no positives of it.
+            mentions[1].masked_fill_(torch.isin(batch.neg_item, batch.pos_item), 0)
         neighborhood = self._sampler.draw(batch.user, item, random, mentions.flatten())
         seeds = {
             node: torch.from_numpy(ids[: neighborhood.num_seeds[node]]) for node, ids in neighborhood.nodes.items()
         }
         pos_item, neg_item = torch.searchsorted(seeds[ITEM], item).chunk(2)
         local = Batch(torch.searchsorted(seeds[USER], batch.user), pos_item, neg_item)
-        return sampled_graph(self._graph, neighborhood, self._modalities), local
+        return sampled_graph(self._graph, neighborhood), local

@@ -258,7 +258,8 @@ class _Session:
         self.on_evaluation = on_evaluation
         self.stopped = False
         self.optimizers = make_optimizers(model, self.config)
-        self.sampler = TripletSampler(graph)
+        in_batch = self.config.sampling is not None and self.config.sampling.in_batch_negatives
+        self.sampler = TripletSampler(graph, batch_size=self.config.batch_size if in_batch else None)
         self.vote: Vote | None = None
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed of the current epoch

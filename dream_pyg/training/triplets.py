@@ -12,6 +12,8 @@ from dream_pyg.models.base import Batch
 from dream_pyg.training.teacher import TaughtItems
 
 _REJECTION_ROUNDS = 32
+_BATCH_ROUNDS = 8
+"""Of drawing from a batch, before what is left is drawn from all items."""
 _LISTED_CANDIDATES = 1 << 22
 _PERMUTED_SHARE = 1 / 8
 """Of the interactions, from which on it is no slower to shuffle all of them."""
@@ -29,17 +31,23 @@ class TripletSampler:
     Args:
         graph: The graph whose train pairs are sampled.
         taught: What a teacher would recommend, if there is one.
+        batch_size: Draws negatives from the positive items of the same batch of so many triplets, by default from all
+            items. There are as many of an item as it is popular, and each is the likelier the less popular its item,
+            so that items are negatives as often as each other over all batches (cf. doi 10.1145/3298689.3346996).
 
     Raises:
         TrainingError: If no user has an item left that could be a negative.
     """
 
-    def __init__(self, graph: HeteroData, taught: TaughtItems | None = None) -> None:
+    def __init__(self, graph: HeteroData, taught: TaughtItems | None = None, *, batch_size: int | None = None) -> None:
         user, item = graph[INTERACTS][label_name("train")].cpu()
         self._num_items = int(graph[ITEM].num_nodes)
         self._keys = torch.sort(user * self._num_items + item).values
         self._train_items = torch.unique(item)
         self.taught = taught
+        self._batch_size = batch_size
+        # An item that only a teacher has counts as one that was taken once.
+        self._rarity = torch.bincount(item, minlength=self._num_items).clamp_(min=1).float().reciprocal_()
         # A user who has every train item has no negative: such pairs still propagate but cannot be ranked.
         can_rank = torch.bincount(user)[user] < len(self._train_items)
         self._user, self._item = user[can_rank], item[can_rank]
@@ -66,7 +74,10 @@ class TripletSampler:
         if self.taught is not None:
             user, pos_item = self._with_taught(user, pos_item, self.taught, generator)
             user, pos_item = user[:num_triplets], pos_item[:num_triplets]  # both were rounded
-        return Batch(user, pos_item, self._draw_negatives(user, generator))
+        if self._batch_size is None:
+            return Batch(user, pos_item, self._draw_negatives(user, generator))
+        batches = zip(user.split(self._batch_size), pos_item.split(self._batch_size), strict=True)
+        return Batch(user, pos_item, torch.cat([self._draw_from_batch(*batch, generator) for batch in batches]))
 
     def _with_taught(
         self, user: Tensor, pos_item: Tensor, taught: TaughtItems, generator: torch.Generator
@@ -78,6 +89,18 @@ class TripletSampler:
         user, pos_item = torch.cat([user, learner[item >= 0]]), torch.cat([pos_item, item[item >= 0]])
         order = torch.randperm(len(user), generator=generator)
         return user[order], pos_item[order]
+
+    def _draw_from_batch(self, user: Tensor, pos_item: Tensor, generator: torch.Generator) -> Tensor:
+        neg_item, chance = torch.empty_like(user), self._rarity[pos_item]
+        pending = torch.arange(len(user))
+        for _ in range(_BATCH_ROUNDS):
+            drawn = torch.multinomial(chance, len(pending), replacement=True, generator=generator)
+            neg_item[pending] = pos_item[drawn]
+            pending = pending[self._interacted(user[pending], neg_item[pending])]
+            if len(pending) == 0:
+                return neg_item
+        neg_item[pending] = self._draw_negatives(user[pending], generator)
+        return neg_item
 
     def _draw_negatives(self, user: Tensor, generator: torch.Generator) -> Tensor:
         neg_item = torch.empty_like(user)

@@ -18,12 +18,13 @@ from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.edges import add_interaction_edges
 from dream_pyg.graph.sampling import FanOuts, Neighborhood, NeighborSampler, ReceptiveField, sampled_graph
 from dream_pyg.graph.schema import (
-    DESCRIBES,
     INTERACTS,
     ITEM,
     REV_INTERACTS,
     USER,
+    EdgeType,
     count_name,
+    describes_edge,
     feature_name,
     knn_edge,
     label_name,
@@ -86,6 +87,19 @@ def local_batch(neighborhood: Neighborhood, batch: Batch) -> Batch:
     )
 
 
+def ends(neighborhood: Neighborhood, edge_type: EdgeType) -> list[Any]:
+    """The ids of the sources and of the targets of what was drawn."""
+    drawn, (source, relation, target) = neighborhood.edges[edge_type], edge_type
+    nodes = neighborhood.nodes
+    if edge_type in (INTERACTS, REV_INTERACTS):
+        return [nodes[source][drawn.source], nodes[target][drawn.target]]
+    modality = relation.split("_")[0]
+    sending = nodes[target][neighborhood.senders[target, modality]]
+    if source == target:
+        return [sending[drawn.source], nodes[target][drawn.target]]
+    return [neighborhood.described[modality][drawn.source], sending[drawn.target]]
+
+
 def test_the_batch_comes_first_and_no_node_twice(graph, batch):
     neighborhood = draw(NeighborSampler(graph, EVERYTHING, FanOuts((2, 1), 2, 2)), batch)
     for node, seeds in ((USER, batch.user), (ITEM, torch.cat(batch[1:]))):
@@ -122,11 +136,8 @@ def test_edges_are_edges_of_the_graph_and_none_comes_twice(graph, batch):
     fan_out = 2
     neighborhood = draw(NeighborSampler(graph, EVERYTHING, FanOuts((fan_out,) * 2, fan_out, fan_out)), batch)
     for edge_type, drawn in neighborhood.edges.items():
-        whole = graph[REV_INTERACTS if edge_type == DESCRIBES else edge_type].edge_index.as_tensor().numpy()
-        source, target = (
-            neighborhood.nodes[node][ids]
-            for node, ids in zip(edge_type[::2], (drawn.source, drawn.target), strict=True)
-        )
+        whole = graph[edge_type if edge_type in graph.edge_types else REV_INTERACTS].edge_index.as_tensor().numpy()
+        source, target = ends(neighborhood, edge_type)
         assert np.array_equal(whole[:, drawn.edge], [source, target])
         assert len(np.unique(drawn.edge)) == len(drawn.edge)
         assert (np.diff(drawn.target) >= 0).all()
@@ -137,14 +148,15 @@ def test_edges_are_edges_of_the_graph_and_none_comes_twice(graph, batch):
 
 
 def test_as_many_neighbours_are_drawn_as_a_node_is_mentioned(graph):
-    sampler = NeighborSampler(graph, ReceptiveField(1, user_knn=("text",), user_features=True), FanOuts((2,), 1, 1))
+    field = ReceptiveField(1, user_knn=("text",), features=("text",), user_features=True)
+    sampler = NeighborSampler(graph, field, FanOuts((2,), 1, 1))
     user = int(torch.bincount(graph[INTERACTS][label_name("train")][0]).argmax())
     nothing = torch.empty(0, dtype=torch.long)
     for mentions in (1, 2):
         edges = sampler.draw(torch.full((mentions,), user), nothing, np.random.default_rng(0)).edges
         assert len(edges[REV_INTERACTS].edge) == 2 * mentions
         assert len(edges[knn_edge(USER, "text")].edge) == mentions
-        assert (edges[DESCRIBES].target == 0).sum() == mentions
+        assert (edges[describes_edge("text")].target == 0).sum() == mentions
     # Two users that share an item mention it twice.
     two = ReceptiveField(2)
     item = torch.bincount(graph[INTERACTS][label_name("train")][1])
@@ -194,7 +206,7 @@ def test_two_hops_over_drawn_neighbours_are_unbiased(graph):
     random = np.random.default_rng(0)
     draws = []
     for _ in range(400):
-        sampled = sampled_graph(graph, sampler.draw(everyone, everything, random), ())
+        sampled = sampled_graph(graph, sampler.draw(everyone, everything, random))
         drawn = propagate_interactions(Propagation(), sampled, user, item, 2)
         draws.append(torch.cat([drawn.user, drawn.item]))
     draws_of = torch.stack(draws)
@@ -214,7 +226,7 @@ def test_all_neighbours_give_the_loss_and_the_gradient_of_the_whole_graph(graph,
 
     field = model.receptive_field()
     neighborhood = draw(NeighborSampler(graph, field, ALL._replace(interactions=(-1,) * field.num_hops)), batch)
-    terms = model.loss(sampled_graph(graph, neighborhood, field.features), local_batch(neighborhood, batch))
+    terms = model.loss(sampled_graph(graph, neighborhood), local_batch(neighborhood, batch))
     torch.stack(list(terms.values())).sum().backward()
     assert terms.keys() == whole.keys()
     for name, term in terms.items():
@@ -228,13 +240,16 @@ def test_hops_before_relations_are_drawn_for_neighbours_as_well(graph, batch):
     fan_outs = FanOuts((1, 2), 2, 1)
     field = EVERYTHING._replace(relations_after_hops=True)
     neighborhood = draw(NeighborSampler(graph, field, fan_outs), batch)
-    assert neighborhood.num_within[0] == neighborhood.num_inner
-    assert all(neighborhood.num_seeds[node] < number for node, number in neighborhood.num_inner.items())
+    inner = neighborhood.num_within[0]
+    for node, number in inner.items():
+        sending = [neighborhood.senders[node, modality] for modality in ("image", "text")]
+        assert sorted({*np.concatenate(sending)}) == list(range(number))
+        assert neighborhood.num_seeds[node] < number
     for edge_type in (INTERACTS, REV_INTERACTS):
         target = edge_type[2]
         degree = graph[edge_type].edge_index.as_tensor()[1].bincount(minlength=graph[target].num_nodes)
         with_edges = set(neighborhood.edges[edge_type].target.tolist())
-        for place, node in enumerate(neighborhood.nodes[target][: neighborhood.num_inner[target]].tolist()):
+        for place, node in enumerate(neighborhood.nodes[target][: inner[target]].tolist()):
             assert (place in with_edges) == (degree[node] > 0)
 
 
@@ -244,7 +259,7 @@ def test_gradients_of_tables_touch_the_neighbourhood_alone(graph, batch):
     field = model.receptive_field()
     batch = Batch(*(ids[:1] for ids in batch))
     neighborhood = draw(NeighborSampler(graph, field, FanOuts((1, 1), 1, 1)), batch)
-    terms = model.loss(sampled_graph(graph, neighborhood, field.features), local_batch(neighborhood, batch))
+    terms = model.loss(sampled_graph(graph, neighborhood), local_batch(neighborhood, batch))
     torch.stack(list(terms.values())).sum().backward()
     for name, node in (("user_embedding", USER), ("item_embedding", ITEM)):
         touched = model.get_parameter(name).grad.coalesce().indices()[0]
@@ -257,11 +272,22 @@ def test_features_are_read_as_they_are_stored_for_described_items_only(graph, ba
     for modality in ("image", "text"):
         stored[ITEM][feature_name(modality)] = graph[ITEM][feature_name(modality)].half()
     neighborhood = draw(NeighborSampler(stored, EVERYTHING, FanOuts((1, 1), 1, 1)), batch)
-    sampled = sampled_graph(stored, neighborhood, ("text",))
-    features = sampled[ITEM][feature_name("text")]
-    assert torch.equal(features, stored[ITEM][feature_name("text")][neighborhood.described])
-    assert feature_name("image") not in sampled[ITEM]
-    assert len(sampled[USER][count_name("text")]) == neighborhood.num_inner[USER]
+    sampled = sampled_graph(stored, neighborhood)
+    for modality, described in neighborhood.described.items():
+        assert torch.equal(sampled[ITEM][feature_name(modality)], stored[ITEM][feature_name(modality)][described])
+        assert len(np.unique(described)) == len(described)
+        assert len(sampled[USER][count_name(modality)]) == len(neighborhood.senders[USER, modality])
+    one = draw(NeighborSampler(stored, EVERYTHING._replace(features=("text",)), FanOuts((1, 1), 1, 1)), batch)
+    assert feature_name("image") not in sampled_graph(stored, one)[ITEM]
+
+
+def test_a_modality_reads_no_features_of_the_neighbours_by_another(graph, batch):
+    field = ReceptiveField(item_knn=("image", "text"), features=("image", "text"))
+    neighborhood = draw(NeighborSampler(graph, field, FanOuts((), 1, 1)), batch)
+    seeds = neighborhood.nodes[ITEM][: neighborhood.num_seeds[ITEM]]
+    for modality, described in neighborhood.described.items():
+        neighbours, _ = ends(neighborhood, knn_edge(ITEM, modality))
+        assert set(described) == {*seeds, *neighbours}
 
 
 def test_draws_depend_on_the_generator_alone(graph, batch):
@@ -271,5 +297,5 @@ def test_draws_depend_on_the_generator_alone(graph, batch):
         assert all(np.array_equal(*parts) for parts in zip(drawn, other.edges[edge_type], strict=True))
     assert any(
         not np.array_equal(one.edges[edge_type].edge, different.edges[edge_type].edge)
-        for edge_type in (knn_edge(USER, "text"), INTERACTS, DESCRIBES)
+        for edge_type in (knn_edge(USER, "text"), INTERACTS, describes_edge("text"))
     )

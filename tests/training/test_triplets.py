@@ -49,6 +49,38 @@ def test_every_rankable_pair_once_with_a_train_item_the_user_did_not_take(train,
     assert train_items[neg_item].all()
 
 
+@settings(deadline=None)
+@given(MATRICES, st.integers(0, 1000), st.integers(1, 12))
+def test_a_negative_of_a_batch_is_a_train_item_that_the_user_did_not_take(train, seed, batch_size):
+    train_items = train.any(axis=0)
+    if not (train & ~train[:, train_items].all(axis=1, keepdims=True)).any():
+        return
+    sampler, plain = TripletSampler(graph_of(train), batch_size=batch_size), TripletSampler(graph_of(train))
+    triplets = sampler.epoch(seeded(seed))
+    for one, other in zip(triplets[:2], plain.epoch(seeded(seed))[:2], strict=True):
+        assert torch.equal(one, other)
+    assert not train[triplets.user, triplets.neg_item].any()
+    assert train_items[triplets.neg_item].all()
+
+
+def test_negatives_of_a_batch_are_positives_of_it_each_item_as_often_however_popular_it_is():
+    """Of users with one item each, whose batches have many items of everybody else."""
+    degree = np.array([2, 4, 8, 16, 32, 64])
+    train = np.zeros((degree.sum(), len(degree)), dtype=bool)
+    train[np.arange(degree.sum()), np.repeat(np.arange(len(degree)), degree)] = True
+    sampler, generator, counts = TripletSampler(graph_of(train), batch_size=63), seeded(0), np.zeros(len(degree))
+    rounds = 500
+    for _ in range(rounds):
+        _, pos_item, neg_item = sampler.epoch(generator)
+        for positive, negative in zip(pos_item.split(63), neg_item.split(63), strict=True):
+            assert torch.isin(negative, positive).all()
+        counts += np.bincount(neg_item, minlength=len(degree))
+    # A user's own item is none of its negatives: the popular ones lose more.
+    possible = degree.sum() - degree
+    share = counts / possible / (counts / possible).sum()
+    assert np.abs(share - 1 / len(degree)).max() < 0.05
+
+
 def test_an_epoch_is_a_function_of_the_generator_and_differs_between_epochs():
     sampler = TripletSampler(graph_of(np.random.default_rng(0).random((20, 15)) < 0.3))
     generator = seeded(7)
