@@ -75,6 +75,7 @@ BEST_WITHOUT = {
 _WEIGHTS = {"intra_weight": "alpha", "inter_weight": "beta", "signal_weight": "gamma"}
 _FACTORS = {"third": ("a third of", 1 / 3), "triple": ("three times", 3.0)}
 _WAYS = {
+    "neighbors_5": ("5 neighbours by each modality", "num_neighbors=5"),
     "printed_l2": ("lambda 1e-4, as printed", "model.l2_weight=1e-4"),
     "printed_rate": ("learning rate 0.001, as printed", "training.learning_rate=0.001"),
     "gate_id": ("the gate filters ID embeddings", "model.gate_input=id"),

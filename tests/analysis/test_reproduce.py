@@ -27,6 +27,7 @@ from dream_pyg.analysis.reproduce import reproduce
 from dream_pyg.analysis.significance import paired_p_value
 from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import RunConfig
+from dream_pyg.data import validation
 from dream_pyg.data.dataset import DatasetConfig
 from dream_pyg.errors import ConfigError, Interrupted, StoreError, TrainingError
 from dream_pyg.graph.store import build_store, load_graph
@@ -123,11 +124,8 @@ def test_the_table_of_choices_changes_one_value_each_and_reads_validation_alone(
     assert list(configs) == ["paper", *reproduction.choices()]
     paper = configs.pop("paper")
     for key, config in configs.items():
-        changed = {
-            f"{section}.{name}" for section in ("model", "training")
-            for name, value in config[section].items() if value != paper[section][name]
-        }  # fmt: skip
-        assert changed == {reproduction.choices()[key][1].partition("=")[0]}
+        (changed,) = validation.differences(config, paper)
+        assert changed.startswith(reproduction.choices()[key][1].partition("=")[0])
     first = table.rows[0]
     run = RunPaths(Path(first.runs[0]["run"]))
     assert not run.test_metrics.exists()

@@ -31,9 +31,11 @@ def test_models_that_train_on_sampled_graphs(stored):
     assert sampled_models(stored) == {"bpr", "lightgcn", "vbpr", "dream"}
 
 
+@pytest.mark.parametrize("in_batch", [False, True])
 @pytest.mark.parametrize("name", ["bpr", "lightgcn", "vbpr", "dream"])
-def test_learns_the_planted_blocks(name, stored, tmp_path):
-    options = {"epochs": 30, "evaluate_every": 30, "batch_size": 64, "learning_rate": 0.02, "sampling": FEW}
+def test_learns_the_planted_blocks(name, in_batch, stored, tmp_path):
+    sampling = {**FEW, "in_batch_negatives": in_batch}
+    options = {"epochs": 30, "evaluate_every": 30, "batch_size": 64, "learning_rate": 0.02, "sampling": sampling}
     assert_learns(BLOCKS, configure(stored, name, **options), tmp_path / "run")
 
 
@@ -77,6 +79,19 @@ def test_negative_items_get_their_share_of_neighbours(stored):
         ((sampled, local),) = steps([batch], 0, 0)
         *_, (edges, _) = sampled[INTERACTS].hops
         assert edges[1].bincount()[torch.cat(local[1:])].tolist() == expected
+
+
+def test_a_negative_of_the_batch_gets_the_neighbours_of_a_positive_and_any_other_its_own(stored):
+    graph, device = stored.graph, torch.device("cpu")
+    train_user, train_item = graph[INTERACTS][label_name("train")]
+    first, second, other = torch.bincount(train_item).topk(3).indices
+    batch = Batch(train_user[:2], torch.stack([first, second]), torch.stack([second, other]))
+    model = make_model(configure(stored, "lightgcn"), graph)
+    sampling = SamplingConfig(interactions=(2, 1), in_batch_negatives=True)
+    ((sampled, local),) = SampledSteps(graph, model, sampling, seed=0, device=device)([batch], 0, 0)
+    degree = sampled[INTERACTS].hops[-1][0].as_tensor()[1].bincount()
+    assert local.neg_item[0] == local.pos_item[1]
+    assert degree[torch.cat([local.pos_item, local.neg_item[1:]])].tolist() == [2, 2, 1]
 
 
 def test_models_that_need_the_whole_graph_say_so(stored, tmp_path):
