@@ -59,7 +59,7 @@ class SamplingConfig(_Section):
     interactions: tuple[FanOut, ...] = (4, 1)
     """Over the interactions, hop by hop from the batch outwards; a model of fewer hops takes the first."""
     relations: FanOut = 2
-    """In each relation graph."""
+    """In each relation graph, beside those that are of the batch."""
     features: FanOut = 2
     """Items whose features stand for those of a user."""
     negatives: Annotated[float, Field(gt=0, le=1)] = 0.5

@@ -59,7 +59,7 @@ class FanOuts(NamedTuple):
     interactions: tuple[int, ...]
     """By hop over the interactions, from the batch outwards."""
     relations: int
-    """In each relation graph."""
+    """In each relation graph, beside those that are of the batch."""
     features: int
     """Items whose features stand for a user's."""
 
@@ -106,6 +106,8 @@ class NeighborSampler:
     .. math::
         \mathbb E \sum_{j \in \mathcal S(i)} \tfrac{d_i}{n} w_{ji} \mathbf x_j
         = \sum_{j \in \mathcal N(i)} w_{ji} \mathbf x_j
+
+    In a relation graph those of a node's neighbours that are of the batch are taken all, and n of the others.
 
     A node's neighbours are drawn once and serve all hops. Over two hops this is unbiased as well, since those of a
     user and of an item are drawn independently; from the third on, a walk that returns to a node finds the same edges.
@@ -192,8 +194,10 @@ class NeighborSampler:
             edge_type = knn_edge(node, modality)
             if edge_type in self._pointers:
                 wanted = _wanted(mentions[node], self.fan_outs.relations)
-                edges[edge_type] = self._draw(edge_type, senders.ids(), wanted, senders, random)
-                reached = np.bincount(edges[edge_type].source, minlength=len(senders))
+                edges[edge_type] = drawn = self._draw_relation(edge_type, wanted, senders, random)
+                # That the batch's own nodes send more than once says little of how much they matter.
+                reached = np.bincount(drawn.source, minlength=len(senders))
+                reached[: num_seeds[node]] = 0
             of_senders[node, modality] = _sum(mentions[node], reached)
             place = self._met[node].add(senders.ids())
             of_all[node] = _sum(of_all[node], np.bincount(place, reached, minlength=len(self._met[node])))
@@ -239,17 +243,36 @@ class NeighborSampler:
             random: Where chance comes from.
         """
         pointer = self._pointers[edge_type]
-        first, degree = pointer[node], pointer[node + 1] - pointer[node]
-        count = np.where(wanted < 0, degree, np.minimum(degree, wanted))
-        stride = degree / np.maximum(count, 1)
-        start = random.random(len(node)) * (count < degree)
-        own = np.repeat(np.arange(len(node)), count)
-        nth = np.arange(len(own)) - (np.cumsum(count) - count)[own]
-        # Rounding upwards may leave the last point just outside.
-        offset = np.minimum(((nth + start[own]) * stride[own]).astype(np.int64), degree[own] - 1)
-        edge = first[own] + offset
-        source = sources.add(self._sources[edge_type][edge])
-        return DrawnEdges(source, own, edge, stride[own])
+        own, nth, stride = _systematic(pointer[node + 1] - pointer[node], wanted, random)
+        edge = pointer[node][own] + nth
+        return DrawnEdges(sources.add(self._sources[edge_type][edge]), own, edge, stride)
+
+    def _draw_relation(
+        self, edge_type: EdgeType, wanted: Ids, senders: _Met, random: np.random.Generator
+    ) -> DrawnEdges:
+        """In-edges of the batch over a relation graph: all from the batch itself, and some of the others.
+
+        The rows of the batch are there anyway, that of a node which is its own neighbour among them.
+
+        Args:
+            edge_type: Their type.
+            wanted: How many of the others for each node of the batch (T,), all where it is negative.
+            senders: Of which the nodes of the batch (T,) have been met, and the others are now.
+            random: Where chance comes from.
+        """
+        pointer, node = self._pointers[edge_type], senders.ids()
+        degree = pointer[node + 1] - pointer[node]
+        target, nth, _ = _systematic(degree, np.full(len(node), -1), random)
+        edge = pointer[node][target] + nth
+        is_known = senders.has(self._sources[edge_type][edge])
+        others = np.flatnonzero(~is_known)
+        num_others = np.bincount(target[others], minlength=len(node))
+        own, nth, stride = _systematic(num_others, wanted, random)
+        scale = is_known.astype(np.float64)
+        scale[others[(np.cumsum(num_others) - num_others)[own] + nth]] = stride
+        drawn = np.flatnonzero(scale)
+        source = senders.add(self._sources[edge_type][edge[drawn]])
+        return DrawnEdges(source, target[drawn], edge[drawn], scale[drawn])
 
 
 def sampled_graph(graph: HeteroData, neighborhood: Neighborhood) -> HeteroData:
@@ -333,6 +356,24 @@ def _wanted(mentions: Mentions, fan_out: int) -> Ids:
     return np.ceil(mentions * fan_out - 1e-6).astype(np.int64) if fan_out >= 0 else np.full(len(mentions), -1)
 
 
+def _systematic(degree: Ids, wanted: Ids, random: np.random.Generator) -> tuple[Ids, Ids, NDArray[np.float64]]:
+    """Some of each of several rows of edges: the row, the place in it and one over the probability of each (E,).
+
+    Args:
+        degree: Length of each row (T,).
+        wanted: How many are drawn of each (T,), all where it is negative.
+        random: Where chance comes from.
+    """
+    count = np.where(wanted < 0, degree, np.minimum(degree, wanted))
+    stride = degree / np.maximum(count, 1)
+    start = random.random(len(degree)) * (count < degree)
+    own = np.repeat(np.arange(len(degree)), count)
+    nth = np.arange(len(own)) - (np.cumsum(count) - count)[own]
+    # Rounding upwards may leave the last point just outside.
+    place = np.minimum(((nth + start[own]) * stride[own]).astype(np.int64), degree[own] - 1)
+    return own, place, stride[own]
+
+
 def _sum(mentions: Mentions, more: Mentions) -> Mentions:
     """Mentions of some nodes and of these and further ones, together."""
     return np.pad(mentions, (0, len(more) - len(mentions))) + more
@@ -377,6 +418,10 @@ class _Met:
         self._place[new] = len(self._ids) + np.arange(len(new))
         self._ids = np.concatenate([self._ids, new])
         return self._place[ids]
+
+    def has(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of some nodes have been met."""
+        return self._place[ids] >= 0
 
     def forget(self) -> None:
         """Begin anew; costs as much as what was met."""

@@ -142,9 +142,9 @@ def test_edges_are_edges_of_the_graph_and_none_comes_twice(graph, batch):
         assert len(np.unique(drawn.edge)) == len(drawn.edge)
         assert (np.diff(drawn.target) >= 0).all()
         degree = np.bincount(whole[1], minlength=graph[edge_type[2]].num_nodes)
-        count = np.bincount(target, minlength=len(degree))
-        assert (count[target] >= np.minimum(degree, fan_out)[target]).all()
-        np.testing.assert_allclose(drawn.scale, (degree / count.clip(1))[target])
+        assert (np.bincount(target, minlength=len(degree))[target] >= np.minimum(degree, fan_out)[target]).all()
+        total = np.bincount(target, drawn.scale, minlength=len(degree))
+        np.testing.assert_allclose(total[target], degree[target])
 
 
 def test_as_many_neighbours_are_drawn_as_a_node_is_mentioned(graph):
@@ -176,6 +176,23 @@ def test_less_than_a_mention_gets_less_but_one_neighbour_at_least(graph):
         sampler = NeighborSampler(graph, field, FanOuts((fan_out,), 1, 1))
         drawn = sampler.draw(nobody, often, np.random.default_rng(0), share)
         assert np.bincount(drawn.edges[INTERACTS].target).tolist() == expected
+
+
+def test_neighbours_in_the_batch_are_taken_all_and_the_others_by_chance(graph):
+    """Averaged over all starts, each edge counts once; those from the batch always."""
+    edge_type = knn_edge(ITEM, "text")
+    source, target = graph[edge_type].edge_index.as_tensor().numpy()
+    batch = torch.tensor([2, 5, next(node for node in source[target == 5].tolist() if node not in (2, 5))])
+    sampler = NeighborSampler(graph, ReceptiveField(item_knn=("text",)), FanOuts((), 1, -1))
+    total, nobody = np.zeros(len(source)), torch.empty(0, dtype=torch.long)
+    for start in (np.arange(6) + 0.5) / 6:  # 1, 2 and 3 divide 6
+        drawn = sampler.draw(nobody, batch, OneStart(start)).edges[edge_type]
+        known = np.isin(source[drawn.edge], batch)
+        assert (drawn.scale[known] == 1).all()
+        others = np.isin(target, batch) & ~np.isin(source, batch)
+        assert (~known).sum() == len(np.unique(target[others])) < others.sum()
+        np.add.at(total, drawn.edge, drawn.scale / 6)
+    np.testing.assert_allclose(total, np.isin(target, batch))
 
 
 @given(st.integers(1, 12), st.integers(1, 6))
