@@ -313,7 +313,7 @@ def sampled_graph(graph: HeteroData, neighborhood: Neighborhood) -> HeteroData:
     return sampled
 
 
-def senders(nodes: NodeStorage, modality: str, rows: Tensor) -> Tensor:
+def sending_rows(nodes: NodeStorage, modality: str, rows: Tensor) -> Tensor:
     """The rows of the nodes that may send over a modality's relation graph: in a whole graph all of them."""
     name = senders_name(modality)
     return rows.index_select(0, nodes[name]) if name in nodes else rows

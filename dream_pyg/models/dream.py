@@ -13,7 +13,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.co_occurrence import item_co_occurrence
-from dream_pyg.graph.sampling import ReceptiveField, senders
+from dream_pyg.graph.sampling import ReceptiveField, sending_rows
 from dream_pyg.graph.schema import (
     INTERACTS,
     ITEM,
@@ -232,11 +232,13 @@ class DREAM(Recommender):
         return Embeddings(self._fuse(graph, USER, {modality: rows.user for modality, rows in filtered.items()}), item)
 
     def filter(self, graph: HeteroData, modality: str, source: Embeddings) -> Embeddings:
-        """The modality's filter gate on users and items (Eq. 4); in a sampled graph, on those that its messages reach.
+        """The modality's filter gate on users and items (Eq. 4).
 
-        Users whose modal line comes from their items are left as they are.
+        In a sampled graph these are the nodes that may send over its relation graph. Users whose modal line comes from
+        their items are left as they are.
         """
-        source = Embeddings(senders(graph[USER], modality, source.user), senders(graph[ITEM], modality, source.item))
+        user = sending_rows(graph[USER], modality, source.user)
+        source = Embeddings(user, sending_rows(graph[ITEM], modality, source.item))
         if not self.config.use_gate:
             return source
         gate = cast(FilterGate, self.gates[modality])
