@@ -48,7 +48,7 @@ Examples:
 @click.option(
     "--publish",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A directory to write the finished table to as well, as TABLE-DATASET.*.",
+    help="A directory to write the finished table to as well, as TABLE-NAME.*, after the directory of --out.",
 )
 @click.option(
     "--note", "notes", multiple=True, metavar="TEXT", help="What else to say below the table; may be repeated."
@@ -86,7 +86,7 @@ def reproduce(
         table, path, out, num_seeds=seeds, models=chosen, preset=preset, overrides=overrides, jobs=jobs, notes=notes
     )
     if publish is not None:
-        made.write(publish, f"{table}-{name}")
+        made.write(publish, f"{table}-{out.resolve().name}")
     if output_format == "json":
         print_json(made.to_dict())
     else:

@@ -47,6 +47,14 @@ def test_every_table(command: Command, here: Path, table: str):
     assert json.loads((here / "out" / f"{table}.json").read_text())["complete"]
 
 
+def test_a_published_table_is_named_after_the_directory_of_its_runs(command: Command, here: Path):
+    for out in ([], ["--out", here / "second-split"]):
+        result = command("reproduce", "table1", "--dataset", "synthetic", "--publish", here / "results", *out)
+        assert result.exit_code == 0, result.stderr
+    names = {f"table1-{name}.{kind}" for name in ("synthetic", "second-split") for kind in ("md", "json", "csv")}
+    assert {path.name for path in (here / "results").iterdir()} == names
+
+
 def test_an_interrupted_table_exits_with_130_and_goes_on(command: Command, here: Path, monkeypatch):
     arguments = ["reproduce", "table2", "--dataset", "synthetic", "--models", "popularity", "--models", "bpr", *SHORT]
     original = BPR.loss
