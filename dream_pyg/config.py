@@ -66,8 +66,8 @@ class SamplingConfig(_Section):
     """How much of a mention a negative item is, which one term of the loss compares with one user; nothing if it is a
     positive one of the batch as well and ``in_batch_negatives`` is set."""
     in_batch_negatives: bool = True
-    """Whether negative items are drawn among their batch's positive ones, each item as often as any other. A step then
-    has half as many items to draw neighbours for and to read features of, which leaves them less independent."""
+    """Whether negative items are drawn among their batch's positive ones, each item about as often as any other. In one
+    process a step then has half as many items to draw neighbours for and to read features of."""
 
 
 class TeacherConfig(_Section):

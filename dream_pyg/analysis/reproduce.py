@@ -75,7 +75,6 @@ BEST_WITHOUT = {
 _WEIGHTS = {"intra_weight": "alpha", "inter_weight": "beta", "signal_weight": "gamma"}
 _FACTORS = {"third": ("a third of", 1 / 3), "triple": ("three times", 3.0)}
 _WAYS = {
-    "neighbors_5": ("5 neighbours by each modality", "num_neighbors=5"),
     "printed_l2": ("lambda 1e-4, as printed", "model.l2_weight=1e-4"),
     "printed_rate": ("learning rate 0.001, as printed", "training.learning_rate=0.001"),
     "gate_id": ("the gate filters ID embeddings", "model.gate_input=id"),
@@ -130,15 +129,20 @@ class Task(NamedTuple):
     """Whether the test split is read."""
 
 
-def choices() -> dict[str, tuple[str, str]]:
-    """The rows of the table of choices below the first: their names, and the value that is another one."""
+def choices(num_neighbors: int) -> dict[str, tuple[str, str]]:
+    """The rows of the table of choices below the first: their names, and the value that is another one.
+
+    Args:
+        num_neighbors: K of the graph.
+    """
+    half = max(1, num_neighbors // 2)
     paper = load_presets("paper")["dream"].values["model"]
     weights = {
         f"{weight}_{key}": (f"{times} {symbol}", f"model.{weight}={factor * paper[weight]:.3g}")
         for weight, symbol in _WEIGHTS.items()
         for key, (times, factor) in _FACTORS.items()
     }
-    return weights | _WAYS
+    return {"neighbors_half": (f"{half} neighbours of {num_neighbors}", f"num_neighbors={half}")} | weights | _WAYS
 
 
 def reproduce(
@@ -243,7 +247,8 @@ def _systems(
             return systems
         if table == "choices":
             systems.append(system("paper", "DREAM (paper)", model, own="paper"))
-            return systems + [system(key, of, model, value, own="paper") for key, (of, value) in choices().items()]
+            changed = choices(read_info(graph)["parameters"]["num_neighbors"])
+            return systems + [system(key, of, model, value, own="paper") for key, (of, value) in changed.items()]
         systems.append(system(model, name, model))
         if table == "accuracy" and model == "lightgcn":
             # So that nobody takes for DREAM's what is the teacher's.

@@ -54,6 +54,7 @@ class FanOuts(NamedTuple):
 
     A node that a batch mentions several times, or that is reached over several edges, gets as many times more: the
     draws are those of one tree for each mention, made without repetition. Less than a mention gets less, at least one.
+    That a node of the batch sends over a relation graph is no further mention.
     """
 
     interactions: tuple[int, ...]
@@ -161,11 +162,11 @@ class NeighborSampler:
                 ITEM: met[ITEM].begin(item.numpy(), None if item_mentions is None else item_mentions.numpy()),
             }
             num_seeds = {node: len(met[node]) for node in met}
-            edges, sender_mentions, inner_mentions = self._relations(mentions, num_seeds, random)
-            places = {key: met[key[0]].add(senders.ids()) for key, senders in self._senders.items()}
+            edges, places, sender_mentions, inner_mentions = self._relations(mentions, num_seeds, random)
             for modality in self.field.features if self.field.user_features else ():
                 users, items = self._senders[USER, modality], self._senders[ITEM, modality]
                 wanted = _wanted(sender_mentions[USER, modality], self.fan_outs.features)
+                # The senders among items go on to be what is described.
                 edges[describes_edge(modality)] = self._draw(REV_INTERACTS, users.ids(), wanted, items, random)
             described = {modality: self._senders[ITEM, modality].ids() for modality in self.field.features}
             if self.field.relations_after_hops:
@@ -181,13 +182,15 @@ class NeighborSampler:
 
     def _relations(
         self, mentions: dict[str, Mentions], num_seeds: dict[str, int], random: np.random.Generator
-    ) -> tuple[dict[EdgeType, DrawnEdges], dict[tuple[str, str], Mentions], dict[str, Mentions]]:
-        """Edges to the batch over each relation graph, which make the senders.
+    ) -> tuple[
+        dict[EdgeType, DrawnEdges], dict[tuple[str, str], Ids], dict[tuple[str, str], Mentions], dict[str, Mentions]
+    ]:
+        """Edges to the batch over each relation graph, and the places of the senders that they make.
 
         Also how often the senders of each modality were mentioned, and how often all nodes met so far.
         """
         edges: dict[EdgeType, DrawnEdges] = {}
-        of_senders, of_all = {}, dict(mentions)
+        places, of_senders, of_all = {}, {}, dict(mentions)
         for (node, modality), senders in self._senders.items():
             senders.add(self._met[node].ids()[: num_seeds[node]])
             reached = np.zeros(len(senders), dtype=np.int64)
@@ -199,9 +202,9 @@ class NeighborSampler:
                 reached = np.bincount(drawn.source, minlength=len(senders))
                 reached[: num_seeds[node]] = 0
             of_senders[node, modality] = _sum(mentions[node], reached)
-            place = self._met[node].add(senders.ids())
+            places[node, modality] = place = self._met[node].add(senders.ids())
             of_all[node] = _sum(of_all[node], np.bincount(place, reached, minlength=len(self._met[node])))
-        return edges, of_senders, of_all
+        return edges, places, of_senders, of_all
 
     def _hops(
         self, mentions: dict[str, Mentions], num_within: list[dict[str, int]], random: np.random.Generator
@@ -262,7 +265,7 @@ class NeighborSampler:
         """
         pointer, node = self._pointers[edge_type], senders.ids()
         degree = pointer[node + 1] - pointer[node]
-        target, nth, _ = _systematic(degree, np.full(len(node), -1), random)
+        target, nth = _each(degree)
         edge = pointer[node][target] + nth
         is_known = senders.has(self._sources[edge_type][edge])
         others = np.flatnonzero(~is_known)
@@ -324,6 +327,8 @@ def interaction_hops(store: EdgeStorage, num_hops: int) -> list[tuple[EdgeIndex,
 
     A hop over the whole graph is the same each time; over a sampled one it only reaches what later hops need.
     """
+    if num_hops == 0:
+        return []
     return store.hops if "hops" in store else [(store.edge_index, store.edge_weight)] * num_hops
 
 
@@ -356,6 +361,12 @@ def _wanted(mentions: Mentions, fan_out: int) -> Ids:
     return np.ceil(mentions * fan_out - 1e-6).astype(np.int64) if fan_out >= 0 else np.full(len(mentions), -1)
 
 
+def _each(count: Ids) -> tuple[Ids, Ids]:
+    """Of several rows of so many edges (T,), the row and the place in it of every edge (E,)."""
+    own = np.repeat(np.arange(len(count)), count)
+    return own, np.arange(len(own)) - (np.cumsum(count) - count)[own]
+
+
 def _systematic(degree: Ids, wanted: Ids, random: np.random.Generator) -> tuple[Ids, Ids, NDArray[np.float64]]:
     """Some of each of several rows of edges: the row, the place in it and one over the probability of each (E,).
 
@@ -367,8 +378,7 @@ def _systematic(degree: Ids, wanted: Ids, random: np.random.Generator) -> tuple[
     count = np.where(wanted < 0, degree, np.minimum(degree, wanted))
     stride = degree / np.maximum(count, 1)
     start = random.random(len(degree)) * (count < degree)
-    own = np.repeat(np.arange(len(degree)), count)
-    nth = np.arange(len(own)) - (np.cumsum(count) - count)[own]
+    own, nth = _each(count)
     # Rounding upwards may leave the last point just outside.
     place = np.minimum(((nth + start[own]) * stride[own]).astype(np.int64), degree[own] - 1)
     return own, place, stride[own]

@@ -30,7 +30,7 @@ def describes_edge(modality: str) -> EdgeType:
 
 
 def senders_name(modality: str) -> str:
-    """The attribute of a sampled graph's nodes that says which may send over a modality's relation graph (S,)."""
+    """The attribute of a sampled graph's nodes with the places of those that may send over a modality's graph (S,)."""
     return f"senders_{modality}"
 
 
@@ -50,7 +50,10 @@ def norm_name(modality: str) -> str:
 
 
 def count_name(modality: str) -> str:
-    """The attribute of ``graph['user']`` that counts each user's train items with the modality (U,)."""
+    """The attribute of ``graph['user']`` that counts each user's train items with the modality (U,).
+
+    In a sampled graph these are the users that may send over the modality's graph, and the items drawn for them.
+    """
     return f"count_{modality}"
 
 

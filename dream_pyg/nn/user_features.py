@@ -32,8 +32,8 @@ def mean_over_items(propagation: Propagation, graph: HeteroData, modality: str, 
         projected: One row per item (I, D).
 
     Returns:
-        One row per user (U, D), zero for a user without such an item; in a sampled graph, one for each of its first
-        users, as many as have a count.
+        One row per user (U, D), zero for a user without such an item; in a sampled graph, one for each user that may
+        send over the modality's relation graph.
     """
     edge_index = describing_edges(graph, modality)
     share = graph[USER][count_name(modality)].clamp(min=1).to(projected.dtype).reciprocal()

@@ -87,7 +87,7 @@ class SampledSteps:
         item = torch.cat([batch.pos_item, batch.neg_item])
         mentions = torch.ones(2, len(batch.user))
         mentions[1] = self._negatives
-        if self._in_batch:  # A slice of a batch has negatives that are no positives of it.
+        if self._in_batch:  # Some are no positives of this process's slice, or of no batch.
             mentions[1].masked_fill_(torch.isin(batch.neg_item, batch.pos_item), 0)
         neighborhood = self._sampler.draw(batch.user, item, random, mentions.flatten())
         seeds = {

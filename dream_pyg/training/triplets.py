@@ -23,7 +23,8 @@ class TripletSampler:
     """Draws an epoch of shuffled triplets.
 
     Negatives are uniform over the items that occur in train, without those that the user interacted with in train:
-    one per interaction, redrawn each epoch (the protocol of the field's tables).
+    one per interaction, redrawn each epoch (the protocol of the field's tables). Those of a batch are so over many
+    batches.
 
     A teacher's items are positives of further triplets, of users as often as they have train interactions. They may be
     drawn as negatives all the same, as what train does not have.
@@ -31,9 +32,10 @@ class TripletSampler:
     Args:
         graph: The graph whose train pairs are sampled.
         taught: What a teacher would recommend, if there is one.
-        batch_size: Draws negatives from the positive items of the same batch of so many triplets, by default from all
-            items. There are as many of an item as it is popular, and each is the likelier the less popular its item,
-            so that items are negatives as often as each other over all batches (cf. doi 10.1145/3298689.3346996).
+        batch_size: Draws negatives from the train items of the same batch of so many triplets, by default from all
+            items. A batch has an item as often as it is popular, and each mention is the likelier to be drawn the less
+            popular its item, so that items are negatives about as often as each other (cf. doi
+            10.1145/3298689.3346996).
 
     Raises:
         TrainingError: If no user has an item left that could be a negative.
@@ -46,11 +48,11 @@ class TripletSampler:
         self._train_items = torch.unique(item)
         self.taught = taught
         self._batch_size = batch_size
-        # An item that only a teacher has counts as one that was taken once.
-        self._rarity = torch.bincount(item, minlength=self._num_items).clamp_(min=1).float().reciprocal_()
         # A user who has every train item has no negative: such pairs still propagate but cannot be ranked.
         can_rank = torch.bincount(user)[user] < len(self._train_items)
         self._user, self._item = user[can_rank], item[can_rank]
+        if batch_size is not None:
+            self._rarity = torch.bincount(self._item, minlength=self._num_items).float().reciprocal_()
         if len(self._user) == 0:
             raise TrainingError(
                 "There is nothing to rank: every user has interacted with every train item. Check the interactions."
@@ -91,9 +93,10 @@ class TripletSampler:
         return user[order], pos_item[order]
 
     def _draw_from_batch(self, user: Tensor, pos_item: Tensor, generator: torch.Generator) -> Tensor:
-        neg_item, chance = torch.empty_like(user), self._rarity[pos_item]
-        pending = torch.arange(len(user))
-        for _ in range(_BATCH_ROUNDS):
+        neg_item, pending = torch.empty_like(user), torch.arange(len(user))
+        # What a teacher adds is there more often than train has it.
+        chance = self._rarity[pos_item].where(self._interacted(user, pos_item), 0.0)
+        for _ in range(_BATCH_ROUNDS if chance.any() else 0):
             drawn = torch.multinomial(chance, len(pending), replacement=True, generator=generator)
             neg_item[pending] = pos_item[drawn]
             pending = pending[self._interacted(user[pending], neg_item[pending])]

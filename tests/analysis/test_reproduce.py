@@ -121,11 +121,13 @@ def test_the_table_of_choices_changes_one_value_each_and_reads_validation_alone(
     short = ["training.epochs=1", "training.batch_size=1000", "training.device=cpu", "training.num_threads=1"]
     table = reproduce("choices", baby, tmp_path / "out", num_seeds=1, overrides=short)
     configs = {row.key: row.runs[0]["config"] for row in table.rows}
-    assert list(configs) == ["paper", *reproduction.choices()]
+    choices = reproduction.choices(5)
+    assert list(configs) == ["paper", *choices]
+    assert configs["neighbors_half"]["num_neighbors"] == 2
     paper = configs.pop("paper")
     for key, config in configs.items():
         (changed,) = validation.differences(config, paper)
-        assert changed.startswith(reproduction.choices()[key][1].partition("=")[0])
+        assert changed.startswith(choices[key][1].partition("=")[0])
     first = table.rows[0]
     run = RunPaths(Path(first.runs[0]["run"]))
     assert not run.test_metrics.exists()

@@ -40,11 +40,13 @@ EVERYTHING = ReceptiveField(2, ("image", "text"), ("image", "text"), ("image", "
 SAMPLED_MODELS = [
     (BPR, {}),
     (LightGCN, {"num_layers": 3}),
+    (LightGCN, {"num_layers": 0}),
     (VBPR, {"intra_weight": 0.1, "inter_weight": 0.1}),
     (DREAM, {}),
     (DREAM, {"use_user_graph": False, "normalize_alignment": False}),
     (DREAM, {"use_item_graph": False, "squared_signal": False}),
     (DREAM, {"use_gate": False, "num_layers": 1}),
+    (DREAM, {"num_layers": 0}),
     (DREAM, {"gate_input": "propagated"}),
     (DREAM, {"gate_input": "propagated", "use_user_graph": False, "num_layers": 3}),
 ]

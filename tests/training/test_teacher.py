@@ -62,6 +62,20 @@ def test_an_epoch_has_all_of_train_and_a_share_that_is_taught(stored):
         assert len(both.epoch(torch.Generator().manual_seed(0), number).user) in (number - 1, number)
 
 
+def test_what_is_taught_is_no_more_often_a_negative_of_a_batch(stored):
+    graph = stored.graph
+    user, item = graph[INTERACTS][label_name("train")]
+    rare = int(torch.bincount(item).argmin())
+    best = torch.full((graph["user"].num_nodes, 1), rare)
+    best[user[item == rare]] = -1
+    taught = TaughtItems(best, torch.ones(1), 1.0)
+    sampler, generator = TripletSampler(graph, taught, batch_size=64), torch.Generator().manual_seed(0)
+    drawn = torch.cat([sampler.epoch(generator).neg_item for _ in range(50)])
+    assert 0 < (drawn == rare).float().mean() < 2 / graph["item"].num_nodes
+    alone = TripletSampler(graph, taught, batch_size=1).epoch(generator)
+    assert len(alone.neg_item.unique()) > graph["item"].num_nodes / 2, "a triplet alone draws from all items"
+
+
 def test_users_with_fewer_items_left_are_taught_those(stored):
     item = torch.tensor([[3, -1]]).expand(stored.graph["user"].num_nodes, 2)
     taught = TaughtItems(item, torch.ones(2), 1.0)
