@@ -190,7 +190,7 @@ def draw_accuracy(table: pl.DataFrame) -> Any:
             axis.margins(x=0.2 if len(metrics) == 1 else 0.05)
             axis.grid(visible=False, axis="y")
             if len(metrics) > 1:
-                axis.legend(fontsize=11)
+                axis.legend(fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=len(metrics))
         axes[0, 0].invert_yaxis()
     return figure
 
