@@ -13,6 +13,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
+from dream_pyg.graph.csr import row_entries
 from dream_pyg.graph.schema import (
     INTERACTS,
     ITEM,
@@ -263,10 +264,9 @@ class NeighborSampler:
             senders: Of which the nodes of the batch (T,) have been met, and the others are now.
             random: Where chance comes from.
         """
-        pointer, node = self._pointers[edge_type], senders.ids()
-        degree = pointer[node + 1] - pointer[node]
-        target, nth = _each(degree)
-        edge = pointer[node][target] + nth
+        node = senders.ids()
+        entries = row_entries(torch.from_numpy(self._pointers[edge_type]), torch.from_numpy(node))
+        target, edge = (part.numpy() for part in entries)
         is_known = senders.has(self._sources[edge_type][edge])
         others = np.flatnonzero(~is_known)
         num_others = np.bincount(target[others], minlength=len(node))
@@ -361,12 +361,6 @@ def _wanted(mentions: Mentions, fan_out: int) -> Ids:
     return np.ceil(mentions * fan_out - 1e-6).astype(np.int64) if fan_out >= 0 else np.full(len(mentions), -1)
 
 
-def _each(count: Ids) -> tuple[Ids, Ids]:
-    """Of several rows of so many edges (T,), the row and the place in it of every edge (E,)."""
-    own = np.repeat(np.arange(len(count)), count)
-    return own, np.arange(len(own)) - (np.cumsum(count) - count)[own]
-
-
 def _systematic(degree: Ids, wanted: Ids, random: np.random.Generator) -> tuple[Ids, Ids, NDArray[np.float64]]:
     """Some of each of several rows of edges: the row, the place in it and one over the probability of each (E,).
 
@@ -378,7 +372,8 @@ def _systematic(degree: Ids, wanted: Ids, random: np.random.Generator) -> tuple[
     count = np.where(wanted < 0, degree, np.minimum(degree, wanted))
     stride = degree / np.maximum(count, 1)
     start = random.random(len(degree)) * (count < degree)
-    own, nth = _each(count)
+    own = np.repeat(np.arange(len(degree)), count)
+    nth = np.arange(len(own)) - (np.cumsum(count) - count)[own]
     # Rounding upwards may leave the last point just outside.
     place = np.minimum(((nth + start[own]) * stride[own]).astype(np.int64), degree[own] - 1)
     return own, place, stride[own]
