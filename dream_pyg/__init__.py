@@ -9,6 +9,9 @@ The public names::
     recommend_table(run, k=10)
 """
 
+from dream_pyg import environment  # noqa: F401 - comes before PyTorch
+
+# isort: split
 from dream_pyg.analysis.figures import make_figure
 from dream_pyg.config import RunConfig, TrainingConfig
 from dream_pyg.data.dataset import Dataset, DatasetConfig, load_dataset

@@ -24,7 +24,7 @@ import torch
 from dream_pyg.bench.engines import find_engine
 from dream_pyg.bench.recall import Reference
 from dream_pyg.bench.workloads import Source
-from dream_pyg.graph.processor import give_back_memory, has_bfloat16_units, has_int8_units, keep_few_kernels
+from dream_pyg.graph.processor import give_back_memory, has_bfloat16_units, has_int8_units
 
 Emit = Callable[..., None]
 
@@ -185,7 +185,6 @@ def do_job(job: dict[str, Any], sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends this process.
     end_with_parent()
     os.environ.update(job["environment"])
-    keep_few_kernels()
     os.dup2(2, 1)
 
     def emit(event: str, **values: Any) -> None:

@@ -23,7 +23,6 @@ from dream_pyg.cli.train import evaluate, train
 from dream_pyg.cli.tune import tune
 from dream_pyg.cli.update import update_graph
 from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
-from dream_pyg.graph.processor import keep_few_kernels
 
 _SHARED = ("build-graph", "update-graph", "train")
 _SECONDS_TO_SPEAK = 2.0
@@ -92,7 +91,6 @@ def main(ctx: click.Context, quiet: bool) -> None:
     logger.handlers = [logging.StreamHandler(sys.stderr)]
     logger.setLevel((logging.WARNING if quiet else logging.INFO) if ranks.speaks() else logging.CRITICAL)
     logger.propagate = False
-    keep_few_kernels()
     if ranks.num_launched() > 1 and ctx.invoked_subcommand not in _SHARED:
         raise ConfigError(
             f"`dream-pyg {ctx.invoked_subcommand}` works in one process. Start it without torchrun, which is for "

@@ -96,16 +96,6 @@ def deterministic(mode: bool = True) -> Iterator[None]:
         settings.fill_uninitialized_memory = fills
 
 
-def keep_few_kernels() -> None:
-    """Have oneDNN, and PyTorch's binding of it, keep the kernels for 128 shapes of matrices instead of 1,024.
-
-    Sampled training multiplies matrices of ever new shapes, and the kernels of each shape take about a megabyte. This
-    must come before the first product; what the environment says stays.
-    """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "128")
-
-
 def give_back_memory() -> None:
     """Have the C library give the system the memory that it keeps after it was freed, often more than is in use."""
     with suppress(OSError, AttributeError):  # a library without that
