@@ -560,7 +560,8 @@ def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _epoch_generator(seed: int, epoch: int) -> torch.Generator:
     # A pure function of seed and epoch: an interrupted epoch is drawn again exactly, without storing its triplets.
-    return torch.Generator().manual_seed((seed << 32) + epoch)
+    # PyTorch's generator on the CPU keeps 32 bits of a seed: an odd factor spreads those of runs over all of them.
+    return torch.Generator().manual_seed((seed * 2_654_435_761 + epoch) % 2**32)
 
 
 def _step_bar(description: str, total: int, initial: int) -> Any:

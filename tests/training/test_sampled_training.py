@@ -9,7 +9,7 @@ import torch
 
 from dream_pyg.config import SamplingConfig
 from dream_pyg.errors import ConfigError, Interrupted
-from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.graph.schema import INTERACTS, USER, label_name
 from dream_pyg.models import MODELS, Batch
 from dream_pyg.training import trainer
 from dream_pyg.training.run import make_model
@@ -66,6 +66,15 @@ def test_the_draws_follow_the_seed(stored, tmp_path):
         train(configure(stored, sampling=FEW, seed=seed, epochs=1), tmp_path / run)
     one, same, other = (read_metrics(tmp_path / run) for run in ("one", "same", "other"))
     assert one == same != other
+    user, item = stored.graph[INTERACTS][label_name("train")][:, :20]
+    model, drawn = make_model(configure(stored), stored.graph), []
+    for seed, epoch in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        steps = SampledSteps(stored.graph, model, SamplingConfig(**FEW), seed=seed, device=torch.device("cpu"))
+        ((sampled, _),) = steps([Batch(user, item, item.flip(0))], epoch, 0)
+        *_, (edges, _) = sampled[INTERACTS].hops
+        drawn.append(sampled[USER].n_id[edges[0]].tolist())
+    assert drawn[0] == drawn[1]
+    assert drawn[2] != drawn[0] != drawn[3]
 
 
 def test_negative_items_get_their_share_of_neighbours(stored):

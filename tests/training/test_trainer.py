@@ -70,6 +70,13 @@ def test_training_is_adam_on_the_sum_of_terms_over_every_triplet(stored, finishe
         assert record["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+def test_every_seed_and_epoch_has_triplets_of_its_own(stored):
+    sampler = TripletSampler(stored.graph)
+    drawn = [sampler.epoch(trainer._epoch_generator(seed, epoch)) for seed in (0, 1, 2**31 - 1) for epoch in (1, 2, 3)]
+    for part in ("user", "pos_item", "neg_item"):
+        assert len({tuple(getattr(batch, part).tolist()) for batch in drawn}) == len(drawn)
+
+
 def test_learning_rate_decays_smoothly_over_epochs(stored, tmp_path):
     train(configure(stored, learning_rate=0.02, learning_rate_decay=0.5, epochs=3), tmp_path / "run")
     (group,) = read_checkpoint(tmp_path / "run")["optimizers"][0]["param_groups"]
