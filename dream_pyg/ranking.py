@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dream_pyg.graph.csr import UserItems
-from dream_pyg.models.base import Embeddings, Scorer
+from dream_pyg.models.base import Scorer
 
 _BLOCK_SCORES = 1 << 22
 """Scores held at a time: 16 MiB of float32, where those of a few users are no more."""
@@ -17,6 +17,8 @@ _LEAST_USERS = 32
 """With fewer at a time, reading all items takes longer than the product with them."""
 _SCREENING_ITEMS = 256
 """Enough to tell nine users of ten that what they want is not in their top 20."""
+_ASKED_USERS = 64
+"""Of whose scores the mean says which items these are."""
 
 
 class Ranking(NamedTuple):
@@ -57,15 +59,15 @@ def recommend(scorer: Scorer, user: Tensor, k: int, seen: UserItems | None = Non
     return Ranking(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def may_hit(embeddings: Embeddings, user: Tensor, wanted: UserItems, k: int, seen: UserItems | None = None) -> Tensor:
+def may_hit(scorer: Scorer, user: Tensor, wanted: UserItems, k: int, seen: UserItems | None = None) -> Tensor:
     """Which users may have a wanted item in their top k; the others certainly have none, whatever their ranking.
 
-    Scored are only the items that users like best on average: where so many of them beat everything that a user wants
-    that k are left without the seen ones, the top k holds nothing wanted. They must win by more than scores can differ
-    for being summed in another order.
+    Scored are only the items that some users like best on average: where so many of them beat everything that a user
+    wants that k are left without the seen ones, the top k holds nothing wanted. They must win by more than scores can
+    differ for being summed in another order.
 
     Args:
-        embeddings: User and item embeddings.
+        scorer: What a model made of the graph.
         user: User ids (N,).
         wanted: The items each user wants; none of them is seen.
         k: Length of the ranking.
@@ -74,19 +76,17 @@ def may_hit(embeddings: Embeddings, user: Tensor, wanted: UserItems, k: int, see
     Returns:
         True where a full ranking is needed to tell (N,).
     """
-    liked = embeddings.item @ embeddings.user.mean(dim=0)
-    screen = embeddings.item[liked.topk(min(_SCREENING_ITEMS, len(liked))).indices]
-    # Summed in any order, the inner product of rows x and y is off by D eps / 2 |x| |y| at most (Higham 2002, Eq. 3.5);
-    # four such errors lie between the two scores compared here and the same two in a ranking.
-    relative = 2 * screen.size(1) * torch.finfo(screen.dtype).eps
-    longest = torch.linalg.vector_norm(embeddings.item, dim=1).max()
+    asked = user[:: max(1, len(user) // _ASKED_USERS)]
+    blocks = asked.split(max(1, _BLOCK_SCORES // scorer.num_items))
+    liked = torch.stack([scorer.scores(block).sum(dim=0) for block in blocks]).sum(dim=0)
+    screen = scorer.only(liked.topk(min(_SCREENING_ITEMS, len(liked))).indices)
     undecided = []
-    for block in user.split(max(1, _BLOCK_SCORES // len(screen))):
-        rows = embeddings.user[block]
+    for block in user.split(max(1, _BLOCK_SCORES // screen.num_items)):
         row, item = wanted.coordinates(block)
-        score = (rows[row] * embeddings.item[item]).sum(dim=1)
-        best = rows.new_full((len(block),), -torch.inf).scatter_reduce_(0, row, score, "amax")
-        safely = best + relative * longest * torch.linalg.vector_norm(rows, dim=1)
-        better = (rows @ screen.T > safely.unsqueeze(1)).sum(dim=1, dtype=torch.int32)
+        score = scorer.pair_scores(block[row], item)
+        best = score.new_full((len(block),), -torch.inf).scatter_reduce_(0, row, score, "amax")
+        # Each of two scores, summed here and in a ranking.
+        safely = best + 4 * scorer.rounding(block)
+        better = (screen.scores(block) > safely.unsqueeze(1)).sum(dim=1, dtype=torch.int32)
         undecided.append(better < k + (0 if seen is None else seen.pointer[block + 1] - seen.pointer[block]))
     return torch.cat(undecided)

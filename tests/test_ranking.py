@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dream_pyg import ranking
 from dream_pyg.graph.csr import UserItems
-from dream_pyg.models import Embeddings, ItemWeights, base
+from dream_pyg.models import Embeddings, ItemWeights, Scorer, base
 from dream_pyg.ranking import may_hit, rank_blocks, recommend
+from dream_pyg.training.vote import VotedScores
 from tests.oracles import ranking as oracle
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -178,12 +179,44 @@ def test_nobody_to_rank_for():
     assert ranked.item.dtype == torch.long
 
 
-@settings(deadline=None)
-@given(SEEDS, st.integers(1, 7), st.integers(2, 30), st.integers(1, 12), st.integers(1, 8), st.integers(1, 40))
-def test_who_cannot_hit_has_no_wanted_item_in_the_top(seed, num_users, num_items, k, screening_items, block_scores):
-    generator = np.random.default_rng(seed)
-    # Few dimensions of few values: many scores are equal, and some are equal but for rounding.
+def random_scorer(kind: str, generator: np.random.Generator, num_users: int, num_items: int) -> Scorer:
+    """Embeddings of few dimensions and values, so that many scores are equal, some of them but for rounding."""
     user, item = (torch.from_numpy(generator.integers(-2, 3, (n, 3)) / 3).float() for n in (num_users, num_items))
+    history, weight = random_item_weights(generator, num_users, num_items, sparse=kind != "dense item weights")
+    weights = ItemWeights(history, weight.float())
+    if kind.endswith("item weights"):
+        return weights
+    embeddings = Embeddings(user, item)
+    return embeddings if kind == "embeddings" else VotedScores(embeddings, weights, float(generator.choice([0.3, -2])))
+
+
+SCORERS = st.sampled_from(["embeddings", "dense item weights", "sparse item weights", "voted scores"])
+
+
+@settings(deadline=None)
+@given(SCORERS, SEEDS, st.integers(1, 7), st.integers(1, 9))
+def test_pairs_and_few_items_score_as_in_the_whole(kind, seed, num_users, num_items):
+    generator = np.random.default_rng(seed)
+    scorer = random_scorer(kind, generator, num_users, num_items)
+    users = torch.arange(num_users)
+    whole, rounding = scorer.scores(users), scorer.rounding(users)
+    user, item = (torch.from_numpy(generator.integers(0, n, 20)) for n in (num_users, num_items))
+    few = torch.from_numpy(generator.permutation(num_items)[: generator.integers(1, num_items + 1)])
+    of_pairs, of_few = scorer.pair_scores(user, item), scorer.only(few)
+    assert (of_few.num_users, of_few.num_items) == (num_users, len(few))
+    assert of_pairs.dtype == whole.dtype == torch.float32
+    assert ((of_pairs - whole[user, item]).abs() <= 2 * rounding[user]).all()
+    assert ((of_few.scores(users) - whole[:, few]).abs() <= 2 * rounding.unsqueeze(1)).all()
+    assert (rounding <= 1e-4).all()
+
+
+@settings(deadline=None)
+@given(SCORERS, SEEDS, st.integers(1, 7), st.integers(2, 30), st.integers(1, 12), st.integers(1, 8), st.integers(1, 40))
+def test_who_cannot_hit_has_no_wanted_item_in_the_top(
+    kind, seed, num_users, num_items, k, screening_items, block_scores
+):
+    generator = np.random.default_rng(seed)
+    scorer = random_scorer(kind, generator, num_users, num_items)
     taken = generator.random((num_users, num_items)) < 0.3
     wants = (generator.random((num_users, num_items)) < 0.2) & ~taken
     wanted, seen = (
@@ -193,8 +226,8 @@ def test_who_cannot_hit_has_no_wanted_item_in_the_top(seed, num_users, num_items
         patched.setattr(ranking, "_SCREENING_ITEMS", screening_items)
         patched.setattr(ranking, "_BLOCK_SCORES", block_scores)
         patched.setattr(ranking, "_LEAST_USERS", 1)
-        possible = may_hit(Embeddings(user, item), torch.arange(num_users), wanted, k, seen)
-    top = recommend(Embeddings(user, item), torch.arange(num_users), k, seen).item
+        possible = may_hit(scorer, torch.arange(num_users), wanted, k, seen)
+    top = recommend(scorer, torch.arange(num_users), k, seen).item
     for row in range(num_users):
         assert possible[row] or not set(top[row].tolist()) & set(np.flatnonzero(wants[row]).tolist())
 

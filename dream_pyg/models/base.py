@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from dream_pyg.errors import ConfigError, TrainingError, did_you_mean
-from dream_pyg.graph.csr import UserItems, csr_product, row_entries, take_rows
+from dream_pyg.graph.csr import UserItems, csr_product, row_entries, row_pointer, take_rows
 from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.nn.alignment import BehaviorModalAlignment
@@ -71,8 +71,22 @@ class Scorer(Protocol):
             Scores (B, I), for the caller to keep and change.
         """
 
+    def pair_scores(self, user: Tensor, item: Tensor) -> Tensor:
+        """The scores of single pairs of a user (N,) and an item (N,), summed in any order (N,)."""
+
+    def only(self, item: Tensor) -> Self:
+        """What scores the same users for these few items alone (N,), in this order."""
+
+    def rounding(self, user: Tensor) -> Tensor:
+        """How far a score of each of these users (B,) may be from what it is without rounding (B,)."""
+
     def detach(self) -> Self:
         """The same without gradients."""
+
+
+def _half_eps(values: Tensor) -> float:
+    """By how much of itself a number of their type is off once it is rounded, at most."""
+    return torch.finfo(values.dtype).eps / 2
 
 
 class Embeddings(NamedTuple):
@@ -95,6 +109,20 @@ class Embeddings(NamedTuple):
         """Inner products of these users' rows with all items' (B, I); see :class:`Scorer`."""
         return torch.mm(self.user.detach()[user], self.item.detach().T, out=out)
 
+    def pair_scores(self, user: Tensor, item: Tensor) -> Tensor:
+        """Inner products of single pairs; see :class:`Scorer`."""
+        return (self.user.detach()[user] * self.item.detach()[item]).sum(dim=1)
+
+    def only(self, item: Tensor) -> Embeddings:
+        """All users and these items."""
+        return Embeddings(self.user, self.item[item])
+
+    def rounding(self, user: Tensor) -> Tensor:
+        """In any order, the inner product of x and y is off by D eps / 2 |x| |y| at most (Higham 2002, Eq. 3.5)."""
+        longest = torch.linalg.vector_norm(self.item.detach(), dim=1).max()
+        norm = torch.linalg.vector_norm(self.user.detach()[user], dim=1)
+        return self.item.size(1) * _half_eps(norm) * longest * norm
+
     def detach(self) -> Embeddings:
         """The same without gradients."""
         return Embeddings(self.user.detach(), self.item.detach())
@@ -114,13 +142,13 @@ class ItemWeights(NamedTuple):
     @property
     def num_items(self) -> int:
         """I."""
-        return len(self.weight)
+        return self.weight.size(1)
 
     def scores(self, user: Tensor, out: Tensor | None = None) -> Tensor:
         """Sums of the weights of these users' items (B, I); see :class:`Scorer`."""
         if self.weight.layout == torch.strided:
             pointer, item = take_rows(*self.history, user)
-            return csr_product(pointer, item, None, (len(user), self.num_items), self.weight)
+            return csr_product(pointer, item, None, (len(user), len(self.weight)), self.weight)
         row, item = self.history.coordinates(user)
         # Few weights of few items each: adding them one by one is far less than a product with dense rows.
         pointer, index, weights = self.weight.crow_indices(), self.weight.col_indices(), self.weight.values()
@@ -133,6 +161,53 @@ class ItemWeights(NamedTuple):
             else:  # where only this adds in a fixed order
                 scores.index_put_((rows[position], index[entry]), weights[entry], accumulate=True)
         return scores
+
+    def pair_scores(self, user: Tensor, item: Tensor) -> Tensor:
+        """Sums over the user's items in single pairs; see :class:`Scorer`."""
+        row, taken = self.history.coordinates(user)
+        weight = self._weights(taken, item[row])
+        return weight.new_zeros(len(user)).index_add_(0, row, weight)
+
+    def only(self, item: Tensor) -> ItemWeights:
+        """What all items say for these ones."""
+        if self.weight.layout == torch.strided:
+            return ItemWeights(self.history, self.weight.index_select(1, item))
+        pointer, index = self.weight.crow_indices(), self.weight.col_indices()
+        place = index.new_full((self.num_items,), -1)
+        place[item] = torch.arange(len(item), device=item.device)
+        column = place[index]
+        kept = column >= 0
+        pointer, size = row_pointer(kept)[pointer], (len(self.weight), len(item))
+        value = self.weight.values()[kept]
+        return ItemWeights(
+            self.history, torch.sparse_csr_tensor(pointer, column[kept], value, size, check_invariants=False)
+        )
+
+    def rounding(self, user: Tensor) -> Tensor:
+        """A sum of n terms is off by n eps / 2 times the sum of their sizes at most (Higham 2002, Eq. 4.4)."""
+        row, item = self.history.coordinates(user)
+        most = self._largest()[item]
+        total = most.new_zeros(len(user)).index_add_(0, row, most)
+        return torch.bincount(row, minlength=len(user)) * _half_eps(total) * total
+
+    def _weights(self, row: Tensor, column: Tensor) -> Tensor:
+        """Single weights (N,)."""
+        if self.weight.layout == torch.strided:
+            return self.weight[row, column]
+        pointer, index, weights = self.weight.crow_indices(), self.weight.col_indices(), self.weight.values()
+        own = torch.arange(len(self.weight), device=index.device).repeat_interleave(pointer.diff())
+        key, order = torch.sort(own * self.num_items + index)
+        # Behind the last one stands what is found in place of a weight that is not there.
+        weights = torch.cat([weights[order], weights.new_zeros(1)])
+        wanted = row * self.num_items + column
+        place = torch.searchsorted(key, wanted)
+        return weights[place.where(torch.cat([key, key.new_full((1,), -1)])[place] == wanted, len(key))]
+
+    def _largest(self) -> Tensor:
+        """The largest size of a weight in each row (I,)."""
+        if self.weight.layout == torch.strided:
+            return torch.linalg.vector_norm(self.weight, torch.inf, dim=1)
+        return torch.segment_reduce(self.weight.values().abs(), "max", offsets=self.weight.crow_indices(), initial=0)
 
     def detach(self) -> ItemWeights:
         """The same without gradients."""

@@ -48,6 +48,18 @@ class VotedScores(NamedTuple):
         """The sum of both for these users and all items (B, I)."""
         return self.embeddings.scores(user, out).add_(self.vote.scores(user), alpha=self.factor)
 
+    def pair_scores(self, user: Tensor, item: Tensor) -> Tensor:
+        """The sum of both for single pairs (N,)."""
+        return self.embeddings.pair_scores(user, item).add_(self.vote.pair_scores(user, item), alpha=self.factor)
+
+    def only(self, item: Tensor) -> VotedScores:
+        """What both say of these items."""
+        return VotedScores(self.embeddings.only(item), self.vote.only(item), self.factor)
+
+    def rounding(self, user: Tensor) -> Tensor:
+        """What both are off by, and as much again at most for the factor and the sum (B,)."""
+        return 2 * self.embeddings.rounding(user).add_(self.vote.rounding(user), alpha=abs(self.factor))
+
     def detach(self) -> VotedScores:
         """The same without gradients."""
         return VotedScores(self.embeddings.detach(), self.vote.detach(), self.factor)
