@@ -58,9 +58,9 @@ class SamplingConfig(_Section):
 
     interactions: tuple[FanOut, ...] = (4, 1)
     """Over the interactions, hop by hop from the batch outwards; a model of fewer hops takes the first."""
-    relations: FanOut = 2
+    relations: FanOut = 4
     """In each relation graph, beside those that are of the batch."""
-    features: FanOut = 2
+    features: FanOut = 1
     """Items whose features stand for those of a user."""
     negatives: Annotated[float, Field(gt=0, le=1)] = 0.5
     """How much of a mention a negative item is, which one term of the loss compares with one user; nothing if it is a
