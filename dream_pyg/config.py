@@ -45,6 +45,8 @@ def _not_zero(fan_out: int) -> int:
 FanOut = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 SEED = "training.seed"
 """The key of the seed, which studies and tables choose themselves."""
+INDIFFERENT = ("device", "num_threads", "shard_tables", "keep_every", "checkpoint_every")
+"""Keys of the training that say where a run works and what it keeps, and move no number but by rounding."""
 
 
 class _Section(BaseModel):

@@ -18,7 +18,9 @@ ITEM_GROUPS = ("rare", "middle", "popular")
 USER_GROUPS = ("quiet", "middle", "active")
 
 
-def group_metrics(scorer: Scorer, graph: HeteroData, k: int = 20, split: str = "test") -> dict[str, float]:
+def measure_users(
+    scorer: Scorer, graph: HeteroData, k: int = 20, split: str = "test"
+) -> tuple[dict[str, float], Tensor]:
     r"""Recall in groups, coverage and popularity of the top k; ranks as :func:`~dream_pyg.evaluation.evaluate` does.
 
     Items are sorted by train interactions and cut into thirds of the catalogue, users likewise into thirds of all
@@ -37,38 +39,29 @@ def group_metrics(scorer: Scorer, graph: HeteroData, k: int = 20, split: str = "
         split: ``"valid"`` or ``"test"``.
 
     Returns:
-        Each figure by name, 0 where a group has nothing to find.
+        Each figure by name, 0 where a group has nothing to find; and recall@k of each user (U,), NaN for those without
+        an item in the split.
     """
     train, targets = graph[INTERACTS][label_name("train")], graph[INTERACTS][label_name(split)]
     num_users, num_items = int(graph[USER].num_nodes), int(graph[ITEM].num_nodes)
     degree = {USER: train[0].bincount(minlength=num_users), ITEM: train[1].bincount(minlength=num_items)}
+    count = {USER: targets[0].bincount(minlength=num_users), ITEM: targets[1].bincount(minlength=num_items)}
     hits = torch.zeros(num_users, device=train.device)
     found, shown = (torch.zeros(num_items, device=train.device) for _ in range(2))
     for targeted in _hits(scorer, graph, k, split):
         hits.index_add_(0, targeted.user, targeted.hit)
         found.index_add_(0, targeted.item, targeted.hit)
         shown += targeted.ranking[targeted.ranking >= 0].bincount(minlength=num_items)
-    count = {USER: targets[0].bincount(minlength=num_users), ITEM: targets[1].bincount(minlength=num_items)}
+    recall = hits / count[USER]
     figures = {}
     for name, group in zip(ITEM_GROUPS, _thirds(degree[ITEM]), strict=True):
         figures[f"recall@{k} of {name} items"] = _ratio(found[group].sum(), count[ITEM][group].sum())
-    recall = hits / count[USER].clamp(min=1)
     for name, group in zip(USER_GROUPS, _thirds(degree[USER]), strict=True):
-        figures[f"recall@{k} of {name} users"] = _ratio(recall[group].sum(), (count[USER][group] > 0).sum())
+        figures[f"recall@{k} of {name} users"] = _ratio(recall[group].nansum(), (count[USER][group] > 0).sum())
     figures[f"coverage@{k}"] = float((shown > 0).float().mean())
     of_shown = _ratio((shown * degree[ITEM]).sum(), shown.sum())
     figures[f"popularity@{k}"] = of_shown / _ratio(degree[ITEM].square().sum(), degree[ITEM].sum())
-    return figures
-
-
-def user_recall(scorer: Scorer, graph: HeteroData, k: int = 20, split: str = "test") -> Tensor:
-    """recall@k of each user (U,), NaN for those without an item in the split."""
-    num_users = int(graph[USER].num_nodes)
-    count = graph[INTERACTS][label_name(split)][0].bincount(minlength=num_users)
-    hits = torch.zeros(num_users, device=count.device)
-    for targeted in _hits(scorer, graph, k, split):
-        hits.index_add_(0, targeted.user, targeted.hit)
-    return hits / count
+    return figures, recall
 
 
 class _Hits(NamedTuple):

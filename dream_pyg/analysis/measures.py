@@ -17,6 +17,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from dream_pyg.analysis.plots import require_plots
+from dream_pyg.config import INDIFFERENT, SEED
 from dream_pyg.data.files import load_tensors, read_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.evaluation import parse_metric
@@ -31,16 +32,8 @@ LINES = ("behavior", "modal", "general")
 SCORES = ("recall@20", "ndcg@20")
 _MOST_TRIPLETS = 1 << 18
 _PERPLEXITY = 30.0
-# What may differ between the runs of a sensitivity figure besides the keys under study: it moves no number, or
-# (the seed) only by chance, which the figure shows.
-_INDIFFERENT = (
-    "graph",
-    "training.seed",
-    "training.device",
-    "training.num_threads",
-    "training.keep_every",
-    "training.checkpoint_every",
-)
+_MAY_DIFFER = ("graph", SEED, *(f"training.{key}" for key in INDIFFERENT))
+"""Between the runs of a sensitivity figure, besides the keys under study; chance, too, is what the figure shows."""
 
 
 def gradient_conflict(run: Run, *, seed: int = 0) -> pl.DataFrame:
@@ -374,7 +367,7 @@ def _check_comparable(
             "Draw those of each graph apart."
         )
     # A key is followed by a colon, or by a dot where it is a table.
-    allowed = tuple(f"{key}{end}" for key in (*studied, *_INDIFFERENT) for end in ":.")
+    allowed = tuple(f"{key}{end}" for key in (*studied, *_MAY_DIFFER) for end in ":.")
     if strange := [line for line in run.config.differences(first_run.config) if not line.startswith(allowed)]:
         raise ConfigError(
             f"Runs may differ only in {', '.join(keys)} and the seed {where}: {'; '.join(strange)}. Leave one out."

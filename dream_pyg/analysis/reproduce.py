@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from dream_pyg.analysis.continuable import continuable
-from dream_pyg.analysis.groups import group_metrics, user_recall
+from dream_pyg.analysis.groups import measure_users
 from dream_pyg.analysis.plots import require_plots
 from dream_pyg.analysis.processes import train_in_processes
 from dream_pyg.analysis.published import published_note, published_rows, table_metrics
 from dream_pyg.analysis.significance import paired_p_value
 from dream_pyg.analysis.table import Cell, Row, Table
-from dream_pyg.config import SEED, RunConfig, override_key
+from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.processor import processor_name
@@ -99,8 +99,6 @@ _TESTED = "recall@20"
 """What is tested over users."""
 _INFO = "reproduction.json"
 _FORMAT_VERSION = 1
-_RUN_KEYS = ("seed", "device", "num_threads")
-"""Keys of the training that tell runs apart, but not systems."""
 
 
 class System(NamedTuple):
@@ -321,7 +319,7 @@ def _tasks(
 def _directory_name(values: dict[str, Any], fingerprint: str) -> str:
     """What the runs of a configuration on a graph are kept under."""
     values = {key: value for key, value in values.items() if key != "graph"}
-    values["training"] = {key: value for key, value in values["training"].items() if key not in _RUN_KEYS}
+    values["training"] = {key: value for key, value in values["training"].items() if key not in ("seed", *INDIFFERENT)}
     text = json.dumps({"config": values, "graph_fingerprint": fingerprint}, sort_keys=True)
     return f"{values['model']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
@@ -367,7 +365,7 @@ def _row(table: str, system: System, tasks: list[Task], missing: Container[Path]
     runs = [_run(task) for task in tasks if task.run not in missing]
     if table == "accuracy":
         for run in runs:
-            run["test"] |= _group_metrics(Path(run["run"]), system.config.graph)
+            run["test"] |= _users_of(Path(run["run"]), system.config.graph, "test")[0]
     cells = [
         Cell.of(metric, [run[_split(table)][metric] for run in runs], printed.get(metric))
         for metric in table_metrics(table)
@@ -385,36 +383,22 @@ def _test_over_users(systems: list[System], rows: list[Row], split: str) -> None
             continue
         for one in (row, reference):
             if one.key not in recall_of:
-                recall_of[one.key] = _user_recall(one, system.config.graph, split)
+                recalls = [_users_of(Path(run["run"]), system.config.graph, split)[1] for run in one.runs]
+                recall_of[one.key] = torch.stack(recalls).mean(dim=0)
         p_value = paired_p_value(recall_of[row.key], recall_of[reference.key])
         cells = [cell._replace(p_value=p_value) if cell.metric == _TESTED else cell for cell in row.cells]
         rows[position] = row._replace(cells=cells, compared_with=reference.name)
 
 
-def _user_recall(row: Row, graph: str, split: str) -> Tensor:
-    """The recall of each user (U,), mean over the row's runs; kept beside each run."""
-    recalls = []
-    for run in row.runs:
-        path = Path(run["run"]) / ("user_recall.safetensors" if split == "test" else f"user_recall_{split}.safetensors")
-        if not _is_of_best_epoch(path):
-            loaded = load_run(run["run"], device="cpu", graph=graph)
-            save_tensors(path, {_TESTED: user_recall(loaded.scorer(), loaded.graph, k=20, split=split)})
-        recalls.append(load_tensors(path)[0][_TESTED])
-    return torch.stack(recalls).mean(dim=0)
-
-
-def _group_metrics(run: Path, graph: str) -> dict[str, float]:
-    """The figures by groups of a finished run, for all users, kept beside it."""
-    path = run / "groups.json"
-    if not _is_of_best_epoch(path):
+def _users_of(run: Path, graph: str, split: str) -> tuple[dict[str, float], Tensor]:
+    """The figures by groups and the recall of each user (U,) of a finished run, kept beside it as of its best epoch."""
+    path, best_epoch = run / f"users_{split}.safetensors", read_best(RunPaths(run))[0]
+    if not path.is_file() or load_tensors(path)[1]["epoch"] != str(best_epoch):
         loaded = load_run(run, device="cpu", graph=graph)
-        write_json(path, group_metrics(loaded.scorer(), loaded.graph))
-    return dict(read_json(path))
-
-
-def _is_of_best_epoch(path: Path) -> bool:
-    """Whether a file beside a run was made after its best epoch, which more training may have changed."""
-    return path.is_file() and path.stat().st_mtime >= RunPaths(path.parent).best.stat().st_mtime
+        figures, recall = measure_users(loaded.scorer(), loaded.graph, split=split)
+        save_tensors(path, {_TESTED: recall}, {"epoch": str(best_epoch), "figures": json.dumps(figures)})
+    tensors, metadata = load_tensors(path)
+    return json.loads(metadata["figures"]), tensors[_TESTED]
 
 
 def _run(task: Task) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from dream_pyg.analysis.search_spaces import (
     describe_space,
     search_space,
 )
-from dream_pyg.config import SEED, RunConfig, override_key
+from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
 from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
 from dream_pyg.data.validation import flatten
 from dream_pyg.errors import ConfigError, MissingExtraError, ResumeError, StoreError, TrainingError
@@ -54,9 +54,7 @@ _RANDOM_TRIALS = 8
 _UNLIMITED = 10_000
 _COMPARED_TRIALS = 4
 """Trials that are never pruned, since a median needs some."""
-_NOT_SEARCHED = ("epochs", "patience", "metric", "evaluate_every", "checkpoint_every", "seed", "device", "num_threads")
-_ANYWHERE = ("device", "num_threads")
-"""Where a study runs, which may change from one call to the next."""
+_NOT_IN_PRESET = ("epochs", "patience", "metric", "evaluate_every", "eval_users", "seed", *INDIFFERENT)
 
 
 class Trial(NamedTuple):
@@ -370,7 +368,7 @@ def _fusible_modalities(stored: StoredGraph) -> list[str]:
 def _described_config(config: RunConfig) -> dict[str, Any]:
     values = config.to_dict()
     del values["graph"]
-    values["training"] = {key: value for key, value in values["training"].items() if key not in _ANYWHERE}
+    values["training"] = {key: value for key, value in values["training"].items() if key not in INDIFFERENT}
     return values
 
 
@@ -380,7 +378,10 @@ def _open(out: Path, description: dict[str, Any]) -> None:
         there = read_json(out / STUDY)
         mine, theirs = flatten(description), flatten(there)
         changed = [key for key in mine if mine[key] != theirs.get(key)]
-        changed += [key for key in theirs if key.startswith(("space.", "config.")) and key not in mine]
+        no_matter = {f"config.training.{key}" for key in INDIFFERENT}
+        changed += [
+            key for key in theirs.keys() - no_matter if key.startswith(("space.", "config.")) and key not in mine
+        ]
         if changed:
             raise ResumeError(
                 f"The study at {out} is another one: "
@@ -466,7 +467,7 @@ def _as_preset(
         source += f", with {', '.join(elsewhere)}, which is to be given again"
     values = dict(best.values)
     for section, name, *_ in (key.split(".") for key in fixed if "." in key):
-        if name not in _NOT_SEARCHED:
+        if name not in _NOT_IN_PRESET:
             values.setdefault(f"{section}.{name}", description["config"][section][name])
     table: dict[str, Any] = {"source": source}
     for section in ("training", "model"):

@@ -113,8 +113,15 @@ def processor_name(device: torch.device | None = None) -> str:
     return name or "unknown processor"
 
 
-def available_bytes() -> int | None:
-    """How much memory this process can still take without swapping, within what its container may; None if unknown."""
+def available_bytes(device: torch.device | None = None) -> int | None:
+    """How much memory of a device this process can still take; None if unknown.
+
+    Of the CPU, which is meant by default, without swapping, and within what its container may.
+    """
+    if device is not None and device.type == "cuda":
+        # What PyTorch keeps of what was freed can be taken again.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -35,8 +35,8 @@ class AddEASE(EASE):
         \lambda_F \mathbf P_m = \mathbf I - \mathbf Z \mathbf Z^\top, \qquad
         B_{m,ij} = \frac{\mathbf z_i \cdot \mathbf z_j}{1 - \lVert \mathbf z_j \rVert^2} \; (i \ne j)
 
-    so that features add no matrix to the memory of :class:`~dream_pyg.models.ease.EASE`. An item that lacks a modality
-    has neither weights nor influence in it.
+    so that features add no (I, I) matrix to the memory of :class:`~dream_pyg.models.ease.EASE`, but some of (I, F) in
+    float64, of one modality at a time. An item that lacks a modality has neither weights nor influence in it.
 
     Note:
         Fidelity: both regressions and their sum are EXACT; the paper's features are sparse tags. CHOSEN: dense features

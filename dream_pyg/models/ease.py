@@ -76,7 +76,7 @@ class EASE(ClosedForm):
     @torch.no_grad()
     def fit(self, graph: HeteroData) -> None:
         """Compute B (I, I), the only matrix that stays."""
-        needed, available = _MATRICES * 4 * self.num_items**2, available_bytes()
+        needed, available = _MATRICES * 4 * self.num_items**2, available_bytes(self.weight.device)
         if available is not None and needed > available:
             raise ConfigError(
                 f"{type(self).__name__} needs {gibibytes(needed)} for {self.num_items:,} items, and "

@@ -69,7 +69,7 @@ def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> 
     Raises:
         ConfigError: If even the least that it takes is more than what is free.
     """
-    free, sharing = _free_bytes(device), 1 if device.type == "cuda" else ranks.num_local_ranks()
+    free, sharing = available_bytes(device), 1 if device.type == "cuda" else ranks.num_local_ranks()
     needs = least_bytes(config, graph, device)
     if free is None or needs.total * sharing <= free:
         return
@@ -84,14 +84,6 @@ def check_memory(config: RunConfig, graph: HeteroData, device: torch.device) -> 
         f"(tables with gradients and optimizer {gibibytes(needs.tables)}, features {gibibytes(needs.features)}), but "
         f"{gibibytes(free)} are free: {cure}."
     )
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return available_bytes()
-    # What PyTorch keeps of what was freed is there for the next training.
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 Saving = tuple[str, RunConfig]

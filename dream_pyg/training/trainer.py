@@ -18,7 +18,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from dream_pyg import ranks
-from dream_pyg.config import RunConfig
+from dream_pyg.config import INDIFFERENT, RunConfig
 from dream_pyg.data.files import atomic_directory, held, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible
 from dream_pyg.data.validation import differences
@@ -67,10 +67,7 @@ _PROGRESS = (
 )
 VALID_METRICS = ("recall", "ndcg")
 VALID_KS = (10, 20)
-_RESUMABLE_CHANGES = (
-    *(f"training.{key}:" for key in ("epochs", "device", "num_threads", "keep_every", "shard_tables")),
-    "graph:",
-)
+_RESUMABLE_CHANGES = (*(f"training.{key}:" for key in ("epochs", *INDIFFERENT)), "graph:")
 _OWN_TO_MACHINES = ("graph:", "training.num_threads:")
 _STEPS_BETWEEN_CHECKS = 32
 
@@ -185,7 +182,9 @@ def _prepare(
     steps: WholeGraphSteps | SampledSteps = WholeGraphSteps(graph, device)
     if (sampling := config.training.sampling) is not None:
         here = torch.device("cpu")
-        whole = graph if device == here else prepare_graph(stored.graph, here, config.num_neighbors, "stored")
+        whole = (
+            graph if device == here else prepare_graph(stored.graph, here, config.num_neighbors, config.held_precision)
+        )
         steps = SampledSteps(whole, model, sampling, seed=config.training.seed, device=device)
     return _Session(config, paths, graph, model, steps, on_evaluation), stored, describe_run(config, stored, device)
 
@@ -357,6 +356,8 @@ class _Session:
         with interruptible() as interrupted:
             while not self._is_last():
                 self._train_epoch(interrupted)
+            if ranks.any_says(interrupted.is_set()):  # while the last epoch was validated
+                raise self._interruption(f"after epoch {self.epoch}")
 
     def _is_last(self) -> bool:
         return self.stopped or self.epoch >= self.config.epochs or self.bad_evaluations >= self.config.patience
@@ -381,10 +382,7 @@ class _Session:
                 if ranks.any_says(interrupted.is_set()):
                     self.loss_sums = monitor.sums()
                     self.save()
-                    raise Interrupted(
-                        f"Interrupted in epoch {self.epoch + 1}; the state is saved in {self.paths.last}. "
-                        f"Continue with `dream-pyg train --resume --run {self.paths.root}`."
-                    )
+                    raise self._interruption(f"in epoch {self.epoch + 1}")
         losses = {name: value / len(batches) for name, value in monitor.sums().items()}
         seconds = time.perf_counter() - started
         self.epoch, self.step, self.loss_sums, self.epoch_weights = self.epoch + 1, 0, {}, {}
@@ -394,6 +392,12 @@ class _Session:
             ranks.first_does(lambda: keep_epoch(self.paths, weights, self.epoch))
         if self._is_last() or self.epoch % self.config.checkpoint_every == 0:
             self.save()
+
+    def _interruption(self, when: str) -> Interrupted:
+        return Interrupted(
+            f"Interrupted {when}; the state is saved in {self.paths.last}. "
+            f"Continue with `dream-pyg train --resume --run {self.paths.root}`."
+        )
 
     def _is_kept(self) -> bool:
         """Whether the configuration asks for this epoch's weights to stay."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dream_pyg.analysis.groups import ITEM_GROUPS, USER_GROUPS, group_metrics, user_recall
+from dream_pyg.analysis.groups import ITEM_GROUPS, USER_GROUPS, measure_users
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import load_graph
@@ -55,13 +55,13 @@ def test_figures_are_those_of_loops(graph, embeddings, k, split):
     expected[f"coverage@{k}"] = len(set(shown)) / num_items
     of_train = np.mean([item_degree[i] for _, i in train])
     expected[f"popularity@{k}"] = np.mean([item_degree[i] for i in shown]) / of_train
-    figures = group_metrics(embeddings, graph, k, split)
+    figures, _ = measure_users(embeddings, graph, k, split)
     assert list(figures) == list(expected)
     assert figures == pytest.approx(expected, rel=1e-5)
 
 
 def test_groups_of_users_average_to_the_metric_and_coverage_is_that_of_evaluation(graph, embeddings):
-    figures = group_metrics(embeddings, graph, 20)
+    figures, _ = measure_users(embeddings, graph, 20)
     overall = evaluate(embeddings, graph, "test", ks=(20,), metrics=("recall", "coverage"))
     assert figures["coverage@20"] == pytest.approx(overall["coverage@20"])
     train, test = (graph[INTERACTS][label_name(name)][0] for name in ("train", "test"))
@@ -73,7 +73,7 @@ def test_groups_of_users_average_to_the_metric_and_coverage_is_that_of_evaluatio
 
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_the_recall_of_users_averages_to_that_of_all(graph, embeddings, split):
-    recall = user_recall(embeddings, graph, 7, split)
+    _, recall = measure_users(embeddings, graph, 7, split)
     users = graph[INTERACTS][label_name(split)][0].unique()
     assert recall.isnan().nonzero().flatten().tolist() == sorted(set(range(len(recall))) - set(users.tolist()))
     assert 0 < recall[users].mean() < 1

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from dream_pyg.analysis import reproduce as reproduction
-from dream_pyg.analysis.groups import group_metrics, user_recall
+from dream_pyg.analysis.groups import measure_users
 from dream_pyg.analysis.published import published_rows
 from dream_pyg.analysis.reproduce import reproduce
 from dream_pyg.analysis.significance import paired_p_value
@@ -29,6 +29,7 @@ from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import RunConfig
 from dream_pyg.data import validation
 from dream_pyg.data.dataset import DatasetConfig
+from dream_pyg.data.files import save_tensors
 from dream_pyg.errors import ConfigError, Interrupted, StoreError, TrainingError
 from dream_pyg.graph.store import build_store, load_graph
 from dream_pyg.models.bpr import BPR
@@ -110,7 +111,7 @@ def test_the_table_of_accuracy_has_groups_and_each_addition_taken_away(baby: Pat
     )
     best = next(row for row in table.rows if row.key == "best")
     run = load_run(best.runs[0]["run"])
-    figures = group_metrics(run.scorer(), run.graph)
+    figures, _ = measure_users(run.scorer(), run.graph)
     assert {cell.metric: cell.mean for cell in best.cells if cell.metric in figures} == pytest.approx(figures)
     assert best.values_from == "best"
     assert "# Accuracy: DREAM as published" in (tmp_path / "out" / "accuracy.md").read_text()
@@ -135,7 +136,7 @@ def test_the_table_of_choices_changes_one_value_each_and_reads_validation_alone(
     assert {cell.metric: cell.mean for cell in first.cells} == epoch["valid"]
     assert "test" not in first.runs[0]
     loaded = load_run(run.root)
-    recall = user_recall(loaded.scorer(), loaded.graph, split="valid")
+    _, recall = measure_users(loaded.scorer(), loaded.graph, split="valid")
     assert float(recall[~recall.isnan()].mean()) == pytest.approx(epoch["valid"]["recall@20"], abs=1e-6)
     tested = {cell.metric for row in table.rows[1:] for cell in row.cells if cell.p_value is not None}
     assert tested == {"recall@20"}
@@ -183,11 +184,17 @@ def test_rows_are_tested_over_users(tables: Path, baby: Path, tmp_path: Path):
     recalls = {}
     for row in table.rows:
         runs = [load_run(run["run"]) for run in row.runs]
-        recalls[row.key] = torch.stack([user_recall(run.scorer(), run.graph) for run in runs]).mean(dim=0)
+        recalls[row.key] = torch.stack([measure_users(run.scorer(), run.graph)[1] for run in runs]).mean(dim=0)
     for row in others:
         tested = {cell.metric: cell.p_value for cell in row.cells if cell.p_value is not None}
         assert tested == {"recall@20": paired_p_value(recalls[row.key], recalls["dream"])}
         assert 0 < tested["recall@20"] < 1
+    kept = Path(dream.runs[0]["run"]) / "users_test.safetensors"  # as if more epochs had been trained since
+    save_tensors(kept, {"recall@20": torch.zeros(3)}, {"epoch": "99", "figures": "{}"})
+    assert (
+        reproduce("table2", baby, tmp_path / "out", num_seeds=2, models=["bpr", "popularity", "dream"], overrides=SET)
+        == table
+    )
     assert [row.compared_with for row in table.rows] == ["DREAM", "DREAM", None]
     assert all(cell.p_value is None for cell in dream.cells)
     markdown = (tmp_path / "out" / "table2.md").read_text()

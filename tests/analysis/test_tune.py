@@ -175,7 +175,13 @@ def test_the_same_values_are_not_trained_twice(shop_graph: Path, tmp_path: Path,
         return original(config, run, **options)
 
     monkeypatch.setattr(study, "train", train)
-    fixed = [*SET, "training.learning_rate=0.01", "model.l2_weight=0"]
+    fixed = [
+        *SET,
+        "training.learning_rate=0.01",
+        "model.l2_weight=0",
+        "training.keep_every=1",
+        "training.eval_users=99",
+    ]
     result = tune("lightgcn", shop_graph, tmp_path / "study", num_trials=7, overrides=fixed)
     assert len(result.trials) == 7
     *searched, tested = trained
@@ -183,6 +189,7 @@ def test_the_same_values_are_not_trained_twice(shop_graph: Path, tmp_path: Path,
     assert tested == result.best.values["model.num_layers"]
     table = tomllib.loads((tmp_path / "study" / "best.toml").read_text())["lightgcn"]
     assert table["model"] == {"num_layers": tested, "l2_weight": 0}
+    assert not {"keep_every", "eval_users"} & set(table["training"])
 
 
 def test_no_trial_begins_after_the_timeout(shop_graph: Path, tmp_path: Path):

@@ -63,10 +63,10 @@ def test_a_matrix_without_an_inverse_is_named():
 def test_refuses_what_the_machine_has_no_room_for(monkeypatch):
     graph = interaction_graph(np.eye(3))
     model = EASE(graph)
-    monkeypatch.setattr("dream_pyg.models.ease.available_bytes", lambda: 3 * 4 * 3**2 - 1)
+    monkeypatch.setattr("dream_pyg.models.ease.available_bytes", lambda device: 3 * 4 * 3**2 - 1)
     with pytest.raises(ConfigError, match=r"for 3 items, and 0\.0 GiB are free.*itemknn"):
         model.fit(graph)
-    monkeypatch.setattr("dream_pyg.models.ease.available_bytes", lambda: 3 * 4 * 3**2)
+    monkeypatch.setattr("dream_pyg.models.ease.available_bytes", lambda device: 3 * 4 * 3**2)
     model.fit(graph)
 
 

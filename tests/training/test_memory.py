@@ -84,14 +84,14 @@ def test_features_that_nothing_reads_are_not_converted(stored, model, overrides,
 def test_a_training_that_cannot_fit_is_refused_with_what_would(stored, tmp_path, monkeypatch):
     config = configure(stored)
     smaller = RunConfig.create(graph=stored.path, model="dream", overrides=["model.embedding_dim=32"])
-    monkeypatch.setattr(memory, "available_bytes", lambda: least_bytes(smaller, stored.graph, CPU).total)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: least_bytes(smaller, stored.graph, CPU).total)
     with pytest.raises(ConfigError) as caught:
         train(config, tmp_path / "run")
     message = str(caught.value)
     assert "Training dream on this graph takes at least" in message
     assert "with --set model.embedding_dim=32 it may fit" in message
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1)
     with pytest.raises(ConfigError, match="it wants a larger machine"):
         check_memory(config, stored.graph, CPU)
 
@@ -109,5 +109,5 @@ def test_sampling_is_advised_only_where_it_can_be_had(stored):
 
 @pytest.mark.parametrize("free", [None, 1 << 40])
 def test_what_fits_or_cannot_be_known_is_not_refused(stored, monkeypatch, free):
-    monkeypatch.setattr(memory, "available_bytes", lambda: free)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     check_memory(configure(stored), stored.graph, CPU)

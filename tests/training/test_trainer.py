@@ -169,6 +169,25 @@ def test_interrupted_in_validation_stops_after_the_next_step(stored, finished, t
     assert_same_run(finished, run)
 
 
+def test_interrupted_in_the_last_validation_stops_before_the_test(stored, finished, tmp_path, monkeypatch):
+    original, run = trainer.evaluate, tmp_path / "run"
+    validations = iter(range(1, 5))
+
+    def evaluate(*args, **options):
+        if next(validations) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return original(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "evaluate", evaluate)
+        with pytest.raises(Interrupted, match="after epoch 4; "):
+            train(configure(stored), run)
+    assert read_run_info(RunPaths(run))["status"] == "interrupted"
+    assert not RunPaths(run).test_metrics.exists()
+    train(configure(stored), run, resume=True)
+    assert_same_run(finished, run)
+
+
 def test_a_second_signal_acts_at_once_and_the_last_checkpoint_still_resumes(stored, finished, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
