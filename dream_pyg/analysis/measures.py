@@ -318,7 +318,7 @@ def _no_lines(model: str) -> str:
 
 
 def _line_loss(line: Embeddings, batch: Batch) -> Tensor:
-    return bpr_loss(line.user[batch.user], *batch.split_items(line.item))
+    return bpr_loss(*batch.rows(*line))
 
 
 def _gradients(loss: Tensor, tables: list[Tensor]) -> Sequence[Tensor | None]:

@@ -228,6 +228,10 @@ class Batch(NamedTuple):
     pos_item: Tensor
     neg_item: Tensor
 
+    def rows(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of ``user`` (U, D) and of ``item`` (I, D) that the triplets name, each (B, D)."""
+        return user.index_select(0, self.user), *self.split_items(item)
+
     def split_items(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of ``item`` (I, D) for positive and for negative items, each (B, D), by one gather.
 

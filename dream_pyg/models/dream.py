@@ -281,8 +281,7 @@ class DREAM(Recommender):
             of_items = self._signal(graph, ITEM, item, modal_item.index_select(0, item_row), item_row)
             terms["signal"] = config.signal_weight * (of_users + of_items)
         if config.l2_weight:
-            initial_rows = initial.user.index_select(0, batch.user), *batch.split_items(initial.item)
-            terms["l2"] = config.l2_weight * l2_loss(*initial_rows)
+            terms["l2"] = config.l2_weight * l2_loss(*batch.rows(*initial))
         return terms
 
     def _negative_weight(self, graph: HeteroData, node: str, ids: Tensor) -> Tensor | None:

@@ -159,6 +159,6 @@ class DualGNN(Recommender):
         if self.modality_weight is not None:
             squares.append(self.modality_weight.square().mean())
         return {
-            "bpr": bpr_loss(user[batch.user], *batch.split_items(item)),
+            "bpr": bpr_loss(*batch.rows(user, item)),
             "l2": self.config.l2_weight * torch.stack(squares).sum(),
         }

@@ -125,8 +125,8 @@ class FREEDOM(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR on the representations and on each modality, from the interactions that the epoch drew."""
         embeddings = self.propagate(graph, graph if self._pruned is None else self._pruned)
-        user = embeddings.user[batch.user]
-        terms = {"bpr": bpr_loss(user, *batch.split_items(embeddings.item))}
+        user, *own_items = batch.rows(*embeddings)
+        terms = {"bpr": bpr_loss(user, *own_items)}
         items = torch.cat([batch.pos_item, batch.neg_item])
         for modality, projection in self.projections.items():
             pos_item, neg_item = projection(graph, items).chunk(2)

@@ -90,7 +90,7 @@ class LATTICE(Recommender):
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
         config = self.config
-        modalities = require_modalities(feature_modalities(graph), "LATTICE")
+        modalities = require_modalities(feature_modalities(graph), type(self).__name__)
         self.user_embedding = xavier_embedding(self.num_users, config.embedding_dim)
         self.item_embedding = xavier_embedding(self.num_items, config.embedding_dim)
         self.structure = LatentStructure(
@@ -102,10 +102,13 @@ class LATTICE(Recommender):
             include_self=config.include_self,
             scaling=config.feature_scaling,
         )
-        # A single modality has nothing to be weighed against.
-        self.modality_logits = nn.Parameter(torch.zeros(len(modalities))) if len(modalities) > 1 else None
         self.propagation = Propagation()
         self._mined: dict[str, EdgeIndex] | None = None
+        self._add_fusion(len(modalities))
+
+    def _add_fusion(self, num_modalities: int) -> None:
+        # A single modality has nothing to be weighed against.
+        self.modality_logits = nn.Parameter(torch.zeros(num_modalities)) if num_modalities > 1 else None
 
     def on_epoch_start(self, graph: HeteroData, generator: torch.Generator) -> None:
         """Mine the neighbours that the epoch trains on."""
@@ -113,23 +116,26 @@ class LATTICE(Recommender):
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """Users and items, from the neighbours that the weights give now."""
-        return self.propagate(graph, self.structure.mine(graph))
+        return self.join(graph, self.latent(graph, self.structure.mine(graph)))
 
-    def propagate(self, graph: HeteroData, mined: dict[str, EdgeIndex]) -> Embeddings:
-        """LightGCN, plus items over the latent structure."""
-        user, item = propagate_interactions(
-            self.propagation, graph, self.user_embedding, self.item_embedding, self.config.num_layers
-        )
+    def latent(self, graph: HeteroData, mined: dict[str, EdgeIndex]) -> Tensor:
+        """Items over the latent structure (I, D)."""
         weights = self.structure.weights(graph, mined)
-        shares = item.new_ones(1) if self.modality_logits is None else self.modality_logits.softmax(dim=0)
         latent: Tensor = self.item_embedding
+        shares = latent.new_ones(1) if self.modality_logits is None else self.modality_logits.softmax(dim=0)
         for _ in range(self.config.num_item_layers):
             hops = [self.structure.hop(graph, mined, modality, weights[modality], latent) for modality in weights]
             latent = torch.stack([share * hop for share, hop in zip(shares.unbind(), hops, strict=True)]).sum(dim=0)
+        return latent
+
+    def join(self, graph: HeteroData, latent: Tensor) -> Embeddings:
+        """LightGCN, with what items are over the latent structure added in rows of norm 1."""
+        user, item = propagate_interactions(
+            self.propagation, graph, self.user_embedding, self.item_embedding, self.config.num_layers
+        )
         return Embeddings(user, item + unit_or_zero(latent))
 
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR and L2 over the batch, from the neighbours that the epoch mined."""
-        user, item = self.propagate(graph, self.structure.mine(graph) if self._mined is None else self._mined)
-        rows = user[batch.user], *batch.split_items(item)
+        rows = batch.rows(*self.join(graph, self.latent(graph, self._mined or self.structure.mine(graph))))
         return {"bpr": bpr_loss(*rows), "l2": self.config.l2_weight * l2_loss(*rows)}

@@ -79,10 +79,9 @@ class LightGCN(Recommender):
         """BPR on the propagated, L2 on the initial embeddings of the batch."""
         initial = self.initial_embeddings(graph)
         user, item = self._propagate(graph, initial)
-        initial_rows = initial.user.index_select(0, batch.user), *batch.split_items(initial.item)
         return {
-            "bpr": bpr_loss(user.index_select(0, batch.user), *batch.split_items(item)),
-            "l2": self.config.l2_weight * l2_loss(*initial_rows),
+            "bpr": bpr_loss(*batch.rows(user, item)),
+            "l2": self.config.l2_weight * l2_loss(*batch.rows(*initial)),
         }
 
     def _propagate(self, graph: HeteroData, initial: Embeddings) -> Embeddings:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
-
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
 from dream_pyg import ranks
-from dream_pyg.graph.schema import ITEM, feature_modalities, mask_name
-from dream_pyg.models.base import (
-    Batch,
-    Embeddings,
-    Recommender,
-    model_config,
-    require_modalities,
-    xavier_embedding,
-)
-from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.graph.schema import ITEM, mask_name
+from dream_pyg.models.base import Batch, model_config
+from dream_pyg.models.lattice import LATTICE
 from dream_pyg.nn.fusion import AttentionFusion, view_contrast
-from dream_pyg.nn.item_features import FeatureScaling
-from dream_pyg.nn.item_structure import LatentStructure, unit_or_zero
 from dream_pyg.nn.losses import bpr_loss, l2_loss
-from dream_pyg.nn.propagation import Propagation
 
 
-class MICRO(Recommender):
+class MICRO(LATTICE):
     r"""LATTICE with a latent structure and a view for each modality, fused by attention (arXiv 2111.00678, Section 3).
 
     :math:`\mathbf A_m` joins a modality's frozen and mined item-item graph as in
@@ -71,80 +59,34 @@ class MICRO(Recommender):
     """
 
     @model_config
-    class Config:
+    class Config(LATTICE.Config):
         """Hyper-parameters of MICRO."""
 
-        embedding_dim: PositiveInt = 64
-        """Width of the embeddings and of the projected features."""
-        num_layers: NonNegativeInt = 2
-        """Hops over the user-item graph."""
-        num_item_layers: PositiveInt = 1
-        """Hops over the item-item graphs."""
-        num_neighbors: PositiveInt = 10
-        """K of the mined graphs."""
-        include_self: bool = True
-        """Whether an item is one of its own K neighbours in the mined graphs."""
-        skip_weight: Annotated[float, Field(ge=0, le=1)] = 0.9
-        """lambda: weight of the graph of raw features against the mined one."""
         contrastive_weight: NonNegativeFloat = 0.03
         """beta: weight of the contrastive fusion."""
         temperature: PositiveFloat = 0.5
         """tau of the contrastive fusion."""
         l2_weight: NonNegativeFloat = 1e-5
         """mu: weight of the L2 term on the batch's representations."""
-        feature_scaling: FeatureScaling = "unit"
-        """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
 
-    needs_features: ClassVar[bool] = True
-    needs_item_knn: ClassVar[bool] = True
+    def _add_fusion(self, num_modalities: int) -> None:
+        self.fusion = AttentionFusion(self.config.embedding_dim) if num_modalities > 1 else None
 
-    def __init__(self, graph: HeteroData, config: Any = None) -> None:
-        super().__init__(graph, config)
-        config = self.config
-        modalities = require_modalities(feature_modalities(graph), "MICRO")
-        self.user_embedding = xavier_embedding(self.num_users, config.embedding_dim)
-        self.item_embedding = xavier_embedding(self.num_items, config.embedding_dim)
-        self.structure = LatentStructure(
-            graph,
-            modalities,
-            config.embedding_dim,
-            skip_weight=config.skip_weight,
-            num_neighbors=config.num_neighbors,
-            include_self=config.include_self,
-            scaling=config.feature_scaling,
-        )
-        self.fusion = AttentionFusion(config.embedding_dim) if len(modalities) > 1 else None
-        self.propagation = Propagation()
-        self._mined: dict[str, EdgeIndex] | None = None
+    def latent(self, graph: HeteroData, mined: dict[str, EdgeIndex]) -> Tensor:
+        """Items over the latent structures, fused (I, D)."""
+        return self.views(graph, mined)[1]
 
-    def on_epoch_start(self, graph: HeteroData, generator: torch.Generator) -> None:
-        """Mine the neighbours that the epoch trains on."""
-        self._mined = self.structure.mine(graph)
-
-    def forward(self, graph: HeteroData) -> Embeddings:
-        """Users and items, from the neighbours that the weights give now."""
-        _, fused = self.item_views(graph, self.structure.mine(graph))
-        return self.propagate(graph, fused)
-
-    def item_views(self, graph: HeteroData, mined: dict[str, EdgeIndex]) -> tuple[dict[str, Tensor], Tensor]:
+    def views(self, graph: HeteroData, mined: dict[str, EdgeIndex]) -> tuple[dict[str, Tensor], Tensor]:
         """Items over each modality's latent structure (I, D), and fused (I, D)."""
         views = self.structure(graph, mined, self.item_embedding, self.config.num_item_layers)
         rows = list(views.values())
         return views, rows[0] if self.fusion is None else self.fusion(rows)
 
-    def propagate(self, graph: HeteroData, fused: Tensor) -> Embeddings:
-        """LightGCN, with fused items added in rows of norm 1."""
-        user, item = propagate_interactions(
-            self.propagation, graph, self.user_embedding, self.item_embedding, self.config.num_layers
-        )
-        return Embeddings(user, item + unit_or_zero(fused))
-
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR, contrastive fusion and L2 over the batch, from the neighbours that the epoch mined."""
         config = self.config
-        views, fused = self.item_views(graph, self.structure.mine(graph) if self._mined is None else self._mined)
-        user, item = self.propagate(graph, fused)
-        rows = user[batch.user], *batch.split_items(item)
+        views, fused = self.views(graph, self._mined or self.structure.mine(graph))
+        rows = batch.rows(*self.join(graph, fused))
         terms = {"bpr": bpr_loss(*rows)}
         if config.contrastive_weight and self.fusion is not None:
             different = _different(batch.pos_item)

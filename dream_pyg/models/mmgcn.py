@@ -109,10 +109,10 @@ class MMGCN(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR on the representations, L2 on the batch's free embeddings."""
         user, item = self(graph)
-        terms = {"bpr": bpr_loss(user[batch.user], *batch.split_items(item))}
+        terms = {"bpr": bpr_loss(*batch.rows(user, item))}
         if not self.config.train_embeddings:
             return terms
-        free = [self.user_embedding[batch.user], *batch.split_items(self.item_embedding)]
+        free = [*batch.rows(self.user_embedding, self.item_embedding)]
         free += [preference[batch.user] for preference in self.preferences.values()]
         return terms | {"l2": self.config.l2_weight * l2_loss(*free)}
 

@@ -134,7 +134,7 @@ def test_a_batch_without_a_modality_has_nothing_to_contrast():
 def test_one_modality_is_its_own_fusion():
     graph = build_graph(random_dataset(MODALITIES[:1]), num_neighbors=NUM_NEIGHBORS)
     model = MICRO(graph)
-    views, fused = model.item_views(graph, model.structure.mine(graph))
+    views, fused = model.views(graph, model.structure.mine(graph))
     assert views["image"] is fused
     assert list(model.loss(graph, some_triplets(graph))) == ["bpr", "l2"]
 
