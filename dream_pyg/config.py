@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from dream_pyg.data.files import write_text
+from dream_pyg.data.files import read_toml, write_text
 from dream_pyg.data.validation import differences, explain
 from dream_pyg.errors import ConfigError
 from dream_pyg.evaluation import parse_metric
@@ -255,7 +255,7 @@ class RunConfig(_Section):
         Raises:
             ConfigError: If a key or preset is unknown, a value is out of range, or graph or model is missing.
         """
-        values: dict[str, Any] = _read_toml(file) if file is not None else {}
+        values: dict[str, Any] = read_toml(file, "config file") if file is not None else {}
         if graph is not None:
             values["graph"] = str(graph)
         if num_neighbors is not None:
@@ -325,15 +325,6 @@ def _split_name(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _as_dict(config: Any) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
-
-
-def _read_toml(path: str | Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Cannot read the config file {path}: {error.strerror}. Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
 
 
 def _on_preset(preset: str | Path, values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

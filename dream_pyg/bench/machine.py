@@ -6,12 +6,11 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from dream_pyg.graph.processor import has_bfloat16_units, has_int8_units, processor_name
+from dream_pyg.graph.processor import has_bfloat16_units, has_int8_units, installed_version, processor_name
 
 _PACKAGES = ("dream-pyg", "numpy", "torch", "faiss-cpu", "scikit-learn", "pynndescent", "hnswlib", "usearch")
 _UNITS = {"bfloat16": has_bfloat16_units, "int8": has_int8_units}
@@ -25,7 +24,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "python": platform.python_version(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in _PACKAGES if (found := installed_version(name)) != "not installed"},
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -53,10 +52,3 @@ def describe_process() -> dict[str, Any]:
         },
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import (
 )
 
 from dream_pyg.data.features import FeatureMatrix, Neighbors, read_feature_ids, read_features, read_neighbors
-from dream_pyg.data.files import existing_file, sha256_file
+from dream_pyg.data.files import existing_file, read_toml, sha256_file
 from dream_pyg.data.interactions import SPLITS, Interactions, drop_duplicates, k_core, read_interactions
 from dream_pyg.data.splits import (
     DEFAULT_RATIOS,
@@ -214,14 +213,7 @@ class DatasetConfig(_Section):
         """
         path = Path(path)
         path = path / CONFIG_FILE if path.is_dir() else path
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot read the dataset description {path}: {error.strerror}. Give a {CONFIG_FILE} or its directory."
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+        values = read_toml(path, "dataset description", f"Give a {CONFIG_FILE} or its directory.")
         return cls._validated(values, str(path), path.parent)
 
     def with_section(self, section: str, **values: Any) -> Self:

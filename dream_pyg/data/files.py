@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dream_pyg.errors import DataError, StoreError
+from dream_pyg.errors import ConfigError, DataError, StoreError
 
 _CHUNK = 1 << 22
 _UMASK = os.umask(0)
@@ -252,6 +253,25 @@ def sha256_file(path: str | Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_toml(path: str | Path, what: str, cure: str = "Check the path.") -> dict[str, Any]:
+    """Read a file that people write.
+
+    Args:
+        path: The file.
+        what: What it is, for messages.
+        cure: What to do where it cannot be read.
+
+    Raises:
+        ConfigError: If it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the {what} {path}: {error.strerror}. {cure}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The {what} {path} is not valid TOML: {error}.") from error
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

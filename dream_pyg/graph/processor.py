@@ -1,8 +1,9 @@
-"""Where to compute, what the processor there is called and can do, how many threads, and how much memory is free."""
+"""Where to compute: what the processor is called and can do, threads, free memory, versions of packages."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
@@ -135,6 +136,14 @@ def available_bytes(device: torch.device | None = None) -> int | None:
         with suppress(OSError, ValueError, AttributeError):
             found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return max(0, min(found)) if found else None
+
+
+def installed_version(package: str) -> str:
+    """The version of a package, or ``not installed``."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def gibibytes(size: int) -> str:

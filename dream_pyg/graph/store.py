@@ -12,7 +12,6 @@ Layout::
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 import time
@@ -44,7 +43,7 @@ from dream_pyg.graph.build import Search, build_graph
 from dream_pyg.graph.edges import add_interaction_edges, set_edges
 from dream_pyg.graph.knn import Engine, SearchReport
 from dream_pyg.graph.partial import PartialBuild
-from dream_pyg.graph.processor import resolve_device
+from dream_pyg.graph.processor import installed_version, resolve_device
 from dream_pyg.graph.schema import COLD, INTERACTS, ITEM, SPLITS, USER, EdgeType, label_name, labelled_splits
 
 FORMAT_VERSION = 2
@@ -198,7 +197,7 @@ def create_store(
         "report": dict(dataset.report),
         "knn": {" ".join(edge_type): report.to_dict() for edge_type, report in reports.items()},
         "seconds": {"read": round(read - started, 3), "build": round(built - read, 3)},
-        "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: installed_version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     ranks.first_does(lambda: save_graph(path, graph, dataset, info, overwrite=overwrite))
@@ -343,10 +342,3 @@ def _counts(graph: HeteroData) -> dict[str, Any]:
         **{split: graph[INTERACTS][label_name(split)].size(1) for split in SPLITS},
         "edges": {" ".join(edge_type): graph[edge_type].num_edges for edge_type in graph.edge_types},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

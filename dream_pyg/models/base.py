@@ -16,7 +16,7 @@ from dream_pyg.graph.csr import UserItems, csr_product, row_entries, row_pointer
 from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
 from dream_pyg.nn.alignment import BehaviorModalAlignment
-from dream_pyg.nn.embeddings import embedding_rows as embedding_rows
+from dream_pyg.nn.embeddings import embedding_rows
 from dream_pyg.nn.embeddings import xavier_embedding as xavier_embedding
 
 ConfigT = TypeVar("ConfigT")

@@ -22,10 +22,10 @@ Those of this package lie beside this file; ``dream-pyg tune`` writes others.
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dream_pyg.data.files import read_toml
 from dream_pyg.errors import ConfigError, did_you_mean
 
 _DIRECTORY = Path(__file__).parent
@@ -66,11 +66,7 @@ def load_presets(preset: str | Path) -> dict[str, Preset]:
             f"Unknown preset {str(preset)!r}; expected one of {', '.join(known)}, or the path of a .toml file."
             f"{did_you_mean(str(preset), known)}"
         )
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"The preset {path} is not valid TOML: {error}.") from error
-    return {model: _preset(table, f"{path}: [{model}]") for model, table in tables.items()}
+    return {model: _preset(table, f"{path}: [{model}]") for model, table in read_toml(path, "preset").items()}
 
 
 def find_preset(preset: str | Path, model: str) -> Preset:

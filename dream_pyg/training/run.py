@@ -15,7 +15,6 @@ Layout::
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import json
 import platform
 import time
@@ -33,7 +32,7 @@ from dream_pyg import ranks
 from dream_pyg.config import FeaturePrecision, RunConfig, TeacherConfig, TrainingConfig
 from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
-from dream_pyg.graph.processor import processor_name, resolve_device
+from dream_pyg.graph.processor import installed_version, processor_name, resolve_device
 from dream_pyg.graph.relations import cut_neighbors
 from dream_pyg.graph.schema import ITEM, USER, feature_modalities, feature_name, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
@@ -324,7 +323,7 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
         "num_threads": torch.get_num_threads(),
         "num_processes": ranks.num_ranks(),
         "versions": {
-            "dream-pyg": _package_version(),
+            "dream-pyg": installed_version("dream-pyg"),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
@@ -374,8 +373,8 @@ def read_run_info(paths: RunPaths) -> dict[str, Any]:
         config = RunConfig.from_dict(info["config"], str(paths.info))
     except ConfigError as error:
         raise StoreError(
-            f"{error} The run was made by another version of dream-pyg (here is {_package_version()}), or the file was "
-            "changed. Open it with the version that it names, or train anew."
+            f"{error} The run was made by another version of dream-pyg (here is {installed_version('dream-pyg')}), or "
+            "the file was changed. Open it with the version that it names, or train anew."
         ) from error
     return {**info, "config": config.to_dict()}
 
@@ -383,10 +382,3 @@ def read_run_info(paths: RunPaths) -> dict[str, Any]:
 def update_info(paths: RunPaths, **values: Any) -> None:
     """Add values to ``run.json``."""
     write_json(paths.info, {**read_json(paths.info), **values})
-
-
-def _package_version() -> str:
-    try:
-        return importlib.metadata.version("dream-pyg")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

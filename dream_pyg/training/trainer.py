@@ -408,10 +408,12 @@ class _Session:
         if type(self.model).on_epoch_start is Recommender.on_epoch_start:
             return
         now = _copy(self.model.state_dict())
-        if self.step:  # The epoch was interrupted, and its weights have moved since it began.
-            self.model.load_state_dict(self.epoch_weights)
-        else:
+        if not self.step:
             self.epoch_weights = now
+            self.model.on_epoch_start(self.graph, generator)
+            return
+        # The epoch was interrupted, and its weights have moved since it began.
+        self.model.load_state_dict(self.epoch_weights)
         self.model.on_epoch_start(self.graph, generator)
         self.model.load_state_dict(now)
 
