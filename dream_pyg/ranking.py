@@ -22,7 +22,7 @@ _ASKED_USERS = 64
 
 
 class Ranking(NamedTuple):
-    """The best items of some users, best first; item -1 with score -inf where a user has fewer."""
+    """The best items of some users, best first, of equal ones the lower id; -1 with score -inf where one has fewer."""
 
     user: Tensor  # (N,)
     item: Tensor  # (N, K)
@@ -49,8 +49,23 @@ def rank_blocks(scorer: Scorer, user: Tensor, k: int, seen: UserItems | None = N
         buffer = score if buffer is None else buffer
         if seen is not None:
             score[seen.coordinates(block)] = -torch.inf
-        top = score.topk(min(k, num_items), dim=1)
-        yield Ranking(block, top.indices.masked_fill(top.values == -torch.inf, -1), top.values)
+        value, item = _top(score, min(k, num_items))
+        yield Ranking(block, item.masked_fill(value == -torch.inf, -1), value)
+
+
+def _top(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores of each row (B, I), and where they are: of equal ones the first, whatever k; each (B, K)."""
+    value, item = score.topk(k, dim=1)
+    least = value[:, -1:]
+    tied = ((score >= least).sum(dim=1, dtype=torch.int32) > k).nonzero().squeeze(1)
+    if len(tied):  # with the k-th, of which topk takes any
+        rows, least = score[tied], least[tied]
+        above, equal = rows > least, rows == least
+        room = k - above.sum(dim=1, keepdim=True)
+        item[tied] = (above | (equal & (equal.cumsum(dim=1) <= room))).nonzero()[:, 1].view(-1, k)
+    item = item.sort(dim=1).values
+    value, order = score.gather(1, item).sort(dim=1, descending=True, stable=True)
+    return value, item.gather(1, order)
 
 
 def recommend(scorer: Scorer, user: Tensor, k: int, seen: UserItems | None = None) -> Ranking:

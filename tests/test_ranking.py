@@ -68,6 +68,17 @@ def test_seen_items_are_the_pairs_row_by_row(seed, num_users, num_items):
     assert sorted(zip(row.tolist(), item.tolist(), strict=True)) == expected
 
 
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 6), st.integers(1, 12))
+def test_of_equal_scores_the_lower_id_comes_first_whatever_the_number(seed, num_users, num_items):
+    scores = np.random.default_rng(seed).integers(0, 3, (num_users, num_items)).astype(float)
+    expected = np.argsort(-scores, axis=1, kind="stable")
+    for k in range(1, num_items + 1):
+        ranked = recommend(scored(scores), torch.arange(num_users), k)
+        np.testing.assert_array_equal(ranked.item, expected[:, :k])
+        np.testing.assert_array_equal(ranked.score, np.take_along_axis(scores, expected, 1)[:, :k])
+
+
 def test_without_seen_items_everything_is_ranked():
     scores = random_scores(np.random.default_rng(0), 4, 6)
     ranked = recommend(scored(scores), torch.arange(4), 6)
