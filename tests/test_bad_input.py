@@ -244,6 +244,7 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
         ("training.sampling.features", "draws no neighbour", "-1 for all"),
     ),
     (["--model", "dream", "--set", "training.sampling={hops=2}"], ("training.sampling.hops",)),
+    (["--model", "ease", "--set", "training.teacher.vote=0.5"], ("'ease' is solved and not trained", "Leave it out")),
     (["--model", "mgcn", "--sampled"], ("MGCN cannot be trained on sampled graphs",)),
     (
         ["--model", "dream", "--sampled", "--set", "model.user_modal=items"],

@@ -37,10 +37,10 @@ from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_js
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.processor import processor_name
 from dream_pyg.graph.schema import SPLITS
-from dream_pyg.graph.store import read_info
+from dream_pyg.graph.store import load_graph, read_info
 from dream_pyg.models import find_model
 from dream_pyg.presets import load_presets
-from dream_pyg.training.run import RunPaths, load_run, read_best, read_run_info
+from dream_pyg.training.run import RunPaths, check_requirements, load_run, read_best, read_run_info
 from dream_pyg.training.trainer import train
 
 logger = logging.getLogger("dream_pyg")
@@ -197,6 +197,7 @@ def reproduce(
         if left_out := [find_model(model).__name__ for model in systems_of if model not in here]:
             about["left out"] = left_out
         needed = {task.run for of_system in tasks.values() for task in of_system}
+        _check_requirements(list(missing.values()))
 
         def written() -> Table:
             rows = [_row(table, system, tasks[system.key], missing, info["dataset"]) for system in systems]
@@ -306,6 +307,14 @@ def _plan(
             tasks |= of_row
             missing |= unfinished
     return systems, tasks, missing
+
+
+def _check_requirements(tasks: list[Task]) -> None:
+    """Refuse a graph that one of the runs cannot use, before the first of them has trained for hours."""
+    if tasks:
+        graph = load_graph(tasks[0].config.graph).graph
+        for task in tasks:
+            check_requirements(task.config.model_name, task.config.hyperparameters, graph)
 
 
 def _tasks(

@@ -374,7 +374,10 @@ def _described_config(config: RunConfig) -> dict[str, Any]:
 
 def _open(out: Path, description: dict[str, Any]) -> None:
     """Make the study's directory, or check that what is there is this study and no other."""
-    if (out / STUDY).is_file():
+    if (out / STUDY).is_file() and not any((out / TRIALS).glob("*")):  # Its first trial was refused.
+        (out / STORAGE).unlink(missing_ok=True)
+        write_json(out / STUDY, description)
+    elif (out / STUDY).is_file():
         there = read_json(out / STUDY)
         mine, theirs = flatten(description), flatten(there)
         changed = [key for key in mine if mine[key] != theirs.get(key)]

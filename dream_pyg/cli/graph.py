@@ -109,6 +109,11 @@ def build_graph(source: Path, out: Path, data_dir: Path | None, output_format: s
     """
     started = time.perf_counter()
     config = dataset_config(source, options)
+    if data_dir is not None and not (source.is_dir() or source.suffix == ".toml"):
+        raise ConfigError(
+            "--data-dir says where the files that a dataset.toml names lie. Leave it out, and give the path of each "
+            "file."
+        )
     stored, reused = build_store(
         config,
         out,
@@ -168,6 +173,8 @@ def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, 
         values = {key: options[option] for key, option in keys.items() if options[option] is not None}
         if values:
             config = config.with_section(section, **values)
+    if options["split_seed"] is not None and config.split.method not in (None, "random"):
+        raise ConfigError(f"--split-seed is for a random split, and this one is {config.split.method!r}. Leave it out.")
     for modality in options["without"]:
         config = config if modality in known else config.without_modality(modality)
     for kind in ("features", "neighbors"):

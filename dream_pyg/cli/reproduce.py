@@ -31,7 +31,7 @@ Examples:
     "--models",
     multiple=True,
     metavar="NAME[,NAME...]",
-    help="What to train, for table2 and accuracy any; others stay if they are there.  [default: the table's]",
+    help="What to train, for table2 and accuracy any; others stay if all seeds are there.  [default: the table's]",
 )
 @click.option("--preset", metavar="NAME|FILE", help="Values that suit a data set, for the models it knows.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="A value for every run.")

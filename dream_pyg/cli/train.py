@@ -89,6 +89,15 @@ def train(
             raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
         if preset == "auto" and not resume:
             return _tuned(graph, model, file, run, num_neighbors, overrides, _BUDGET if budget is None else budget)
+        resumed = RunConfig.load(config) if resume and file is None and preset not in (None, "auto") else None
+        if resumed is not None:  # What the preset says is then compared with what the run was begun with.
+            return RunConfig.create(
+                graph=graph or resumed.graph,
+                model=model or resumed.model_name,
+                num_neighbors=num_neighbors,
+                preset=preset,
+                overrides=overrides,
+            )
         return RunConfig.create(
             file=config if resume and file is None else file,
             graph=graph,

@@ -65,6 +65,14 @@ class InteractionsConfig(_Section):
     separator: str | None = None
     """Between the columns of a text file; by default by suffix."""
 
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        roles: dict[str, str] = {}
+        for role in ("user", "item", "timestamp", "split"):
+            if (column := getattr(self, role)) is not None and roles.setdefault(column, role) != role:
+                raise ValueError(f"{role} and {roles[column]} are both the column {column!r}; give each its own")
+        return self
+
 
 class ItemsConfig(_Section):
     """A file that lists the whole catalogue, in the order of the rows of feature matrices."""
@@ -390,7 +398,7 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
         item_ids=catalogue[items].rename("item_id"),
         cold=np.stack([user[~warm], item[~warm]]),
     )
-    check_nonempty(interactions.split)
+    check_nonempty(interactions.split, given=method == "given")
     modalities = {name: _read_modality(name, files, catalogue).select(items) for name in config.modalities}
     report = {
         "rows_read": len(frame),
@@ -430,7 +438,9 @@ def _existing_files(config: DatasetConfig, data_dir: str | Path | None) -> dict[
         try:
             existing_file(path, f"Dataset {config.name!r}, {role}")
         except DataError as error:
-            raise DataError(f"{error} If the data lie elsewhere, say where with data_dir (--data-dir).") from error
+            raise DataError(
+                f"{error} If the files that a dataset.toml names lie elsewhere, say where with data_dir (--data-dir)."
+            ) from error
     return files
 
 

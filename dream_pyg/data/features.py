@@ -338,7 +338,8 @@ def _read_keyed_features(path: Path, what: str) -> tuple[pl.Series, NDArray[Any]
     if unusable:
         raise DataError(
             f"{what}: {path} must have numeric columns only, or one column 'features' of lists of numbers; "
-            f"{unusable[0]!r} is {frame[unusable[0]].dtype}. Remove or convert it."
+            f"{unusable[0]!r} is {frame[unusable[0]].dtype}. Convert it, remove it, or call the one column of lists "
+            "'features'."
         )
     # In a floating type of its own NumPy shows nulls as NaN, which the scan reports with row and column.
     return ids, np.asarray(frame.to_numpy())

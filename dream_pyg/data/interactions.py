@@ -209,13 +209,18 @@ def _parse_timestamps(values: pl.Series, where: str) -> pl.Series:
         return numbers
     row = int((~numbers.is_finite().fill_null(False)).arg_max())
     raise DataError(
-        f"{where}: expected a number or a date in each row, got {values[row]!r} in row {row + 1} (rows count from 1 "
-        "below the header). Give every row its time, or remove the column."
+        f"{where}: expected a number or a date such as 2023-12-31 in each row, got {values[row]!r} in row {row + 1} "
+        "(rows count from 1 below the header). Give every row its time, or remove the column."
     )
 
 
 def _as_dates(values: pl.Series) -> pl.Series | None:
-    """Text as dates and times of day, if it is that: ISO 8601, or with a blank in place of the T."""
+    """Text as dates and times of day, if it is that: ISO 8601, or with a blank in place of the T.
+
+    Dates that begin with another number than the year are none: 01/02/2023 is January to some, February to others.
+    """
+    if not values.str.contains(r"^\s*\d{4}-").all():
+        return None
     try:
         return values.str.to_datetime(time_unit="us", strict=True).dt.replace_time_zone(None)
     except pl.exceptions.PolarsError:  # Numbers, or dates of some other form.

@@ -119,8 +119,12 @@ def has_train_interaction(user: NDArray[np.int64], split: Labels) -> NDArray[np.
     return is_warm[user]
 
 
-def check_nonempty(split: Labels) -> None:
+def check_nonempty(split: Labels, *, given: bool) -> None:
     """Check that train, valid and test all have interactions.
+
+    Args:
+        split: Labels (E,).
+        given: Whether they come with the interactions.
 
     Raises:
         DataError: Naming the first that has none.
@@ -129,10 +133,13 @@ def check_nonempty(split: Labels) -> None:
     for name, size in zip(SPLITS, sizes, strict=True):
         if not size:
             found = ", ".join(f"{count} {other}" for other, count in zip(SPLITS, sizes, strict=True))
-            raise DataError(
-                f"The {name} split is empty (interactions: {found}). Choose another split.method or split.ratios, "
-                "or add interactions: a user needs at least three for each split to get one."
+            cure = (
+                f"Label some of them {name}, or choose another split.method (--split)"
+                if given
+                else "Choose another split.method (--split) or split.ratios, or add interactions: a user needs at "
+                "least three for each split to get one"
             )
+            raise DataError(f"The {name} split is empty (interactions: {found}). {cure}.")
 
 
 def check_ratios(ratios: Ratios) -> None:

@@ -90,12 +90,13 @@ class Table:
         if candidates:
             raise DataError(
                 f"{self.what}: {self.path} has several columns for the {role}: {', '.join(candidates)}. "
-                f"Name the one to use with `{role}`."
+                f"Keep one, or {_how_to_name(role)}."
             )
         expected = repr(named) if named is not None else f"one of {', '.join(known)}"
         raise DataError(
             f"{self.what}: {self.path} has no column for the {role}: expected {expected}, found "
-            f"{', '.join(map(repr, self.columns))}. Name the column with `{role}`, or the separator with `separator`."
+            f"{', '.join(map(repr, self.columns))}. Rename one, or {_how_to_name(role)}; what is between columns, "
+            "`separator` says there."
         )
 
     def find_optional(self, role: str, known: Sequence[str], named: str | None = None) -> str | None:
@@ -264,3 +265,8 @@ def _parse(read: Any, path: Path, what: str) -> Any:
             f"{what}: {path} is damaged or not what its suffix says ({reason}). "
             "Restore it, or convert it to UTF-8 text or Parquet."
         ) from error
+
+
+def _how_to_name(role: str) -> str:
+    option = f", or --{role}-column" if role in ("user", "item", "timestamp", "split") else ""
+    return f"name it (`{role}` in a dataset.toml{option})"

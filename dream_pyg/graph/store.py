@@ -265,6 +265,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
         StoreError: If there is no store at ``path``, or one that this version cannot read.
     """
     path = Path(path)
+    if path.is_file():
+        raise StoreError(f"{path} is a file; a graph store is a directory. Give another path.")
     if not (path / INFO).is_file():
         raise StoreError(
             f"{path} is not a graph store: it has no {INFO}. Build one with `dream-pyg build-graph`."

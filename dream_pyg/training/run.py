@@ -267,16 +267,16 @@ def check_requirements(name: str, hyperparameters: Any, graph: HeteroData) -> No
     lacking = [
         what
         for needed, present, what in (
-            (needs.features, feature_modalities(graph), "features of any modality"),
-            (needs.item_knn, knn_modalities(graph, ITEM), "an item-item kNN graph"),
-            (needs.user_knn, knn_modalities(graph, USER), "a user-user kNN graph"),
+            (needs.features, feature_modalities(graph), "features of any modality (--features)"),
+            (needs.item_knn, knn_modalities(graph, ITEM), "an item-item kNN graph (--features or --neighbors)"),
+            (needs.user_knn, knn_modalities(graph, USER), "a user-user kNN graph (--features, no --no-user-graphs)"),
         )
         if needed and not present
     ]
     if lacking:
         raise ConfigError(
             f"Model {name!r} needs {' and '.join(lacking)}, which the graph does not have. "
-            "Build the graph with modality features and with user graphs, or choose a model or options without them."
+            "Build the graph anew with what is said in brackets, or choose a model or options without it."
         )
 
 

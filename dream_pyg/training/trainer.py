@@ -179,6 +179,15 @@ def _prepare(
         )
     torch.manual_seed(config.training.seed)
     model = make_model(config, graph, device)
+    if (
+        (teacher := config.training.teacher) is not None
+        and teacher.is_used
+        and teacher_of(config.training, model) is None
+    ):
+        raise ConfigError(
+            f"Model {config.model_name!r} is solved and not trained, so training.teacher has nobody to teach. Leave it "
+            "out."
+        )
     steps: WholeGraphSteps | SampledSteps = WholeGraphSteps(graph, device)
     if (sampling := config.training.sampling) is not None:
         here = torch.device("cpu")

@@ -262,3 +262,25 @@ def test_an_interrupt_says_how_to_go_on(command: Command, shop: Path, tmp_path: 
     assert line.endswith("Continue with the same command.")
     assert summary(command(*arguments))["state"] == "built"
     assert [path.name for path in tmp_path.iterdir()] == ["graph"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-dir", "."], "--data-dir says where the files that a dataset.toml names lie"),
+        (["--split", "leave_last_out", "--split-seed", "1"], "--split-seed is for a random split"),
+        (["--user-column", "user_id", "--item-column", "user_id"], "item and user are both the column 'user_id'"),
+    ],
+)
+def test_options_that_would_do_nothing_or_contradict_are_refused(
+    command: Command, shop: Path, tmp_path: Path, arguments: list[str], message: str
+):
+    result = command("build-graph", shop / "interactions.csv", *arguments, "--out", tmp_path / "graph")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_file_is_no_place_for_a_store(command: Command, shop: Path):
+    result = command("build-graph", shop, "--out", shop / "interactions.csv")
+    assert result.exit_code == 1
+    assert "is a file; a graph store is a directory" in result.stderr

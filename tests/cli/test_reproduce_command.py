@@ -90,6 +90,15 @@ def test_bad_input(command: Command, here: Path, arguments: list[str], code: int
         results.append(command("reproduce", *arguments))
 
 
+def test_what_a_graph_lacks_is_told_before_anything_is_trained(command: Command, shop: Path, tmp_path: Path):
+    graph, out = tmp_path / "graph", tmp_path / "tables"
+    assert command("build-graph", shop, "--no-user-graphs", "--out", graph).exit_code == 0
+    result = command("reproduce", "table2", "--graph", graph, "--out", out, "--seeds", "1", "--models", "bpr,dream")
+    assert result.exit_code == 2
+    assert "needs a user-user kNN graph (--features, no --no-user-graphs)" in result.stderr
+    assert not list(out.glob("runs/*/*"))
+
+
 def test_tables_of_another_graph_are_left_alone(command: Command, here: Path):
     out = here / "out"
     assert command("reproduce", "table1", "--dataset", "synthetic", "--out", out).exit_code == 0

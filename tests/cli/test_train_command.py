@@ -102,6 +102,18 @@ def test_two_epochs_and_two_resumed_are_four(command: Command, shop_graph: Path,
     assert_same_result(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_a_run_resumes_with_its_preset_and_no_other(command: Command, shop_graph: Path, tmp_path: Path):
+    begun = ["--model", "dream", "--preset", "paper", *CPU, "--run", tmp_path / "run"]
+    assert command("train", shop_graph, *begun, "--set", "training.epochs=1").exit_code == 0
+    for arguments in ([shop_graph, *begun], ["--preset", "paper", *CPU, "--run", tmp_path / "run"]):
+        again = command("train", *arguments, "--resume", "--set", "training.epochs=2")
+        assert again.exit_code == 0, again.stderr
+    refused = command("train", "--resume", "--preset", "best", *CPU, "--run", tmp_path / "run")
+    assert refused.exit_code == 1
+    assert "another configuration" in refused.stderr
+    assert "model.co_occurrence_share" in refused.stderr
+
+
 def test_a_finished_run_resumes_to_the_same(command: Command, shop_graph: Path, tmp_path: Path):
     for model in ("lightgcn", "ease", "itemknn", "popularity"):
         run = tmp_path / model
@@ -303,6 +315,9 @@ def test_preset_auto_finds_values_within_a_budget_and_trains_with_them(
     assert (config.num_neighbors, config.training.seed) == (2, 3)
     assert config.training.teacher is not None, "the study did not begin at the preset best"
     assert not list(run.with_name("run.study").glob("trials/*/test_metrics.json")), "test was read more than once"
+    refused = command(*line[:-4], "--sampled", "--run", tmp_path / "sampled")
+    assert "it reads more than a batch's neighbours" in refused.stderr
+    assert command(*line[:-4], "--run", tmp_path / "sampled").exit_code == 0, "a refused study is in the way"
     again = command(*line)
     assert again.exit_code != 0
     assert "exists already. Continue it with --resume" in again.stderr

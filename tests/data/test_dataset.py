@@ -303,6 +303,7 @@ def test_config_of_a_file_and_of_its_directory(tmp_path: Path) -> None:
         ("interactions = 'x'\n[split]\nmethod = 'randon'", "split.method: .*'leave_last_out'.*got 'randon'"),
         ("interactions = 'x'\n[split]\nratios = [0.8, 0.1]", "split.ratios"),
         ("interactions = 'x'\n[split]\nratios = [0.8, 0.1, 0.2]", "split.ratios: must be three positive shares"),
+        ("[interactions]\npath = 'x'\nuser = 'a'\nitem = 'a'", "item and user are both the column 'a'"),
         ("interactions = 'x'\n[modalities.image]", "modalities.image: a modality needs features, neighbors or both"),
         (
             "interactions = 'x'\n[modalities.image]\nfeature = 'y'",

@@ -138,7 +138,7 @@ def test_read_parquet_times(tmp_path: Path, times: list[object], expected: list[
     [
         ("a.csv", "", "is empty"),
         ("a.csv", "user,item\n", "has a header but no rows"),
-        ("a.csv", "user,rating\n1,2\n", "no column for the item.*found 'user', 'rating'.*with `item`"),
+        ("a.csv", "user,rating\n1,2\n", "no column for the item.*found 'user', 'rating'.*`item` in a .*--item-column"),
         ("a.csv", "user,user_id,item\n1,2,3\n", "several columns for the user: user, user_id"),
         ("a.csv", "user,item\n1,2\n,3\n,4\n", "'user': the id in row 2 is missing .2 in all"),
         ("a.csv", "user,item\n1,2\n1\n", "'item': the id in row 2 is missing"),
@@ -147,6 +147,7 @@ def test_read_parquet_times(tmp_path: Path, times: list[object], expected: list[
         ("a.csv", "user,item,x_label\n1,2,0\n1,3,\n", "got None in row 2"),
         ("a.csv", "user,item,timestamp\n1,2,3\n1,3,noon\n", "'timestamp': expected a number.*got 'noon' in row 2"),
         ("a.csv", "user,item,timestamp\n1,2,nan\n", "got 'nan' in row 1"),
+        ("a.csv", "user,item,timestamp\n1,2,01/12/2023\n", "such as 2023-12-31 in each row, got '01/12/2023' in row 1"),
         ("a.dat", "user,item\n1,2\n", "expected a file ending in .inter, .item, .tsv, .csv, .parquet"),
         ("a.parquet", "user,item\n1,2\n", "is damaged or not what its suffix says"),
     ],

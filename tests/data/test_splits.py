@@ -168,5 +168,7 @@ def test_users_without_train_interactions_are_found() -> None:
 @pytest.mark.parametrize(("labels", "name"), [([1, 2], "train"), ([0, 2], "valid"), ([0, 1], "test"), ([], "train")])
 def test_an_empty_split_is_refused(labels: list[int], name: str) -> None:
     with pytest.raises(DataError, match=rf"The {name} split is empty .*Choose another"):
-        check_nonempty(np.array(labels, dtype=np.uint8))
-    check_nonempty(np.array([0, 1, 2], dtype=np.uint8))
+        check_nonempty(np.array(labels, dtype=np.uint8), given=False)
+    with pytest.raises(DataError, match=rf"The {name} split is empty .*Label some of them {name}"):
+        check_nonempty(np.array(labels, dtype=np.uint8), given=True)
+    check_nonempty(np.array([0, 1, 2], dtype=np.uint8), given=False)

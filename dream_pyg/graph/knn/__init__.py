@@ -123,7 +123,7 @@ def check_num_neighbors(rows: Rows, num_neighbors: int, include_self: bool, what
     if not 1 <= num_neighbors <= limit:
         raise ConfigError(
             f"num_neighbors must be between 1 and {limit} for {num_rows} {what} (got {num_neighbors}). "
-            "Choose a smaller number of neighbours."
+            "Choose a number in that range."
         )
     return num_neighbors - include_self
 
