@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dream_pyg import ranks
 from dream_pyg.config import INDIFFERENT, RunConfig
 from dream_pyg.data.files import atomic_directory, held, read_json, write_json, write_text
-from dream_pyg.data.signals import interruptible
+from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import ConfigError, DataError, Interrupted, ResumeError, TrainingError
 from dream_pyg.evaluation import KS, evaluate, parse_metric
@@ -121,11 +121,12 @@ def train(
         ConfigError: If processes differ in what they were told, or are more than there are GPUs or triplets of a batch,
             or if memory is too small.
         ProcessError: If another process is gone.
-        Interrupted: On SIGINT or SIGTERM, after the state was saved.
+        Interrupted: On SIGINT or SIGTERM in the training, after the state was saved; elsewhere, as while a teacher is
+            solved or test is ranked, both are a KeyboardInterrupt, and what was written before can be resumed.
     """
     # A run is opened from any directory, as long as its graph is where it was.
     config = config.model_copy(update={"graph": str(Path(config.graph).absolute())})
-    with ranks.joined():
+    with termination_as_interrupt(), ranks.joined():
         paths = RunPaths(Path(run))
         _check_agreement({**config.to_dict(), "resume": resume, "test": test})
         session, stored, info = ranks.together(lambda: _prepare(config, paths, resume, on_evaluation))

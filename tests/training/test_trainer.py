@@ -188,6 +188,18 @@ def test_interrupted_in_the_last_validation_stops_before_the_test(stored, finish
     assert_same_run(finished, run)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_test_is_noted_and_tested_later(stored, finished, tmp_path, monkeypatch, number):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "evaluate_lines", lambda *args, **options: signal.raise_signal(number))
+        with pytest.raises(KeyboardInterrupt):
+            train(configure(stored), run)
+    assert read_run_info(RunPaths(run))["status"] == "interrupted"
+    train(configure(stored), run, resume=True)
+    assert_same_run(finished, run)
+
+
 def test_a_second_signal_acts_at_once_and_the_last_checkpoint_still_resumes(stored, finished, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
