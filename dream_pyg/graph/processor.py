@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dream_pyg import ranks
 from dream_pyg.errors import ConfigError
@@ -57,6 +58,17 @@ def has_bfloat16_units(device: torch.device) -> bool:
 def has_int8_units(device: torch.device) -> bool:
     """Whether the processor multiplies matrices of 8-bit integers faster than others; of GPUs none is used for that."""
     return device.type == "cpu" and _has_any("avx512_vnni", "amx_int8")
+
+
+def has_onednn_product(device: torch.device) -> bool:
+    """Whether :func:`onednn_product` is there, which has no public name in PyTorch, and a processor that it is for."""
+    return device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise") and _has_any("avx2")
+
+
+def onednn_product(left: Tensor, right: Tensor) -> Tensor:
+    """Contiguous rows (N, F) times rows (M, F), both in float32 (N, M): up to half as fast again as ``@``."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    return product
 
 
 def _has_any(*units: str) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 from dream_pyg import ranks
 from dream_pyg.graph.knn.candidates import CandidateBlocks, CandidateLists, list_room
 from dream_pyg.graph.knn.rows import Rows, unit
-from dream_pyg.graph.processor import exact_products, give_back_memory
+from dream_pyg.graph.processor import exact_products, give_back_memory, has_onednn_product, onednn_product
 
 _PANEL_BYTES = 64 << 20
 _INTEGER_PANEL_BYTES = 80 << 20
@@ -390,7 +390,6 @@ def _multiply(left: Tensor, right: Tensor, product: Tensor) -> Tensor:
     """The product of rows with rows, in the given memory or in its own."""
     if left.dtype == torch.int8:
         return torch._int_mm(left, right.T, out=product)
-    if left.dtype == torch.float32 and not left.is_cuda and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        # Up to half as fast again as `mm`. NumPy's product is no slower, but leaves threads of its own in the way.
-        return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    if left.dtype == torch.float32 and has_onednn_product(left.device):
+        return onednn_product(left, right)  # NumPy's product is no slower, but leaves threads of its own in the way.
     return torch.mm(left, right.T, out=product)
