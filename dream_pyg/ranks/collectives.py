@@ -13,6 +13,10 @@ from torch import Tensor
 from dream_pyg.ranks.processes import naming_lost_processes, num_ranks, rank
 from dream_pyg.ranks.shards import RowShard
 
+# PyTorch 2.13 gave them other names, and warns of the earlier ones.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def span(count: int) -> tuple[int, int]:
     """Where this process's rows begin among those of all, one rank after the other, and how many all have.
@@ -98,7 +102,7 @@ def _counts(count: int) -> list[int]:
     # On the CPU whatever the device, so that no GPU is waited for.
     counts = torch.empty(num_ranks(), dtype=torch.int64)
     with naming_lost_processes():
-        dist.all_gather_into_tensor(counts, torch.tensor([count]))
+        _all_gather(counts, torch.tensor([count]))
     return [int(number) for number in counts]
 
 
@@ -109,14 +113,14 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, block: Tensor) -> Tensor:
         gathered = block.new_empty(num_ranks() * len(block), *block.shape[1:])
         with naming_lost_processes():
-            dist.all_gather_into_tensor(gathered, block.contiguous())
+            _all_gather(gathered, block.contiguous())
         return gathered
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         summed = grad.new_empty(len(grad) // num_ranks(), *grad.shape[1:])
         with naming_lost_processes():
-            dist.reduce_scatter_tensor(summed, grad.contiguous())
+            _reduce_scatter(summed, grad.contiguous())
         return summed
 
 
