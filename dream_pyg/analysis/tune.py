@@ -156,7 +156,12 @@ def tune(
         while (ended := len(search.trials())) < num_trials:
             if ended and timeout is not None and time.monotonic() - begun >= timeout:
                 break
-            search.run_trial()
+            try:
+                search.run_trial()
+            except ConfigError:
+                if not ended and not any((out / TRIALS).glob("*")):  # Nothing is in the way of another try.
+                    shutil.rmtree(out)
+                raise
             _write(search, description, begun_at, fixed, {})
         trials = search.trials()
         best = _best(trials)
@@ -374,10 +379,7 @@ def _described_config(config: RunConfig) -> dict[str, Any]:
 
 def _open(out: Path, description: dict[str, Any]) -> None:
     """Make the study's directory, or check that what is there is this study and no other."""
-    if (out / STUDY).is_file() and not any((out / TRIALS).glob("*")):  # Its first trial was refused.
-        (out / STORAGE).unlink(missing_ok=True)
-        write_json(out / STUDY, description)
-    elif (out / STUDY).is_file():
+    if (out / STUDY).is_file():
         there = read_json(out / STUDY)
         mine, theirs = flatten(description), flatten(there)
         changed = [key for key in mine if mine[key] != theirs.get(key)]
