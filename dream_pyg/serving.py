@@ -219,6 +219,7 @@ def _make_index(
         return exact, {"kind": kind, "recall": 1.0}
     num_lists = max(1, min(int(_LISTS * len(item) ** 0.5), len(item) // _ITEMS_OF_A_LIST))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(item.shape[1]), item.shape[1], num_lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.min_points_per_centroid = 1  # else faiss prints that there are few; what they find is measured
     index.train(item)
     index.add(item)
     asked = user[np.random.default_rng(0).permutation(len(user))[:_MEASURED_USERS]]

@@ -75,6 +75,7 @@ class FaissIndex:
             stored = "SQfp16" if engine == "ivf" else f"PQ{width}x4fs"
             self._index = faiss.index_factory(width, f"IVF{num_lists},{stored}")
             self._index.cp.seed = seed + 1
+            self._index.cp.min_points_per_centroid = 1  # else faiss prints that there are few; the recall is measured
             self.parameters |= {"lists": num_lists}
             self._index.train(self._sample(generator, _IVF_ROWS_PER_LIST * num_lists))
         else:
