@@ -68,7 +68,6 @@ BEST_WITHOUT = {
     "best_without_vote": ("DREAM (best) w/o vote", ("training.teacher.vote=0",)),
     "best_untaught": ("DREAM (best) w/o taught triplets", ("training.teacher.share=0",)),
     "best_without_teacher": ("DREAM (best) w/o teacher", ("training.teacher.share=0", "training.teacher.vote=0")),
-    "best_without_co_occurrence": ("DREAM (best) w/o co-occurrence", ("model.co_occurrence_share=0",)),
     "best_with_user_graphs": ("DREAM (best), users over user-user graphs", ("model.user_modal=user_graph",)),
 }
 """The rows of the table of accuracy that take an addition away again: their names, and the values that do it."""

@@ -41,26 +41,20 @@ def user_co_occurrence(graph: HeteroData, num_neighbors: int) -> tuple[EdgeIndex
     return edges, shared.long()
 
 
-def item_co_occurrence(
-    graph: HeteroData, num_neighbors: int, *, shrinkage: float = 0.0, discount_active: bool = False
-) -> tuple[EdgeIndex, Tensor]:
+def item_co_occurrence(graph: HeteroData, num_neighbors: int, *, shrinkage: float = 0.0) -> tuple[EdgeIndex, Tensor]:
     r"""Connect each item with those that are most often taken by the same users (doi 10.1145/371920.372071).
 
     With :math:`n_i` the number of users who took item i in train and h the shrinkage,
 
     .. math::
-        s_{ij} = \frac{n_{ij}}{\sqrt{n_i n_j} + h}, \qquad n_{ij} = \sum_{u: i, j \in \mathcal N_u} w_u
+        s_{ij} = \frac{n_{ij}}{\sqrt{n_i n_j} + h}
 
-    where :math:`w_u` is 1 or, if active users are discounted, :math:`1 / |\mathcal N_u|`: then, without shrinkage, s is
-    :math:`\tilde{\mathbf R}^\top \tilde{\mathbf R}` for the normalised interactions
-    :math:`\tilde{\mathbf R} = \mathbf D_U^{-1/2} \mathbf R \mathbf D_I^{-1/2}` (GF-CF, arXiv 2108.07567, Eq. 4). It is
-    computed sparsely and a block of items at a time.
+    where :math:`n_{ij}` users took both. It is computed sparsely and a block of items at a time.
 
     Args:
         graph: The graph.
         num_neighbors: K, how many neighbours an item has at most; of equally similar ones those with lower ids.
         shrinkage: h; the larger it is, the less few users in common count.
-        discount_active: Whether a user counts the less, the more items there are to relate.
 
     Returns:
         Edges from neighbour to item (2, E), sorted by item, then by neighbour, and s of each (E,), in float64. An item
@@ -69,21 +63,17 @@ def item_co_occurrence(
     num_users, num_items = int(graph[USER].num_nodes), int(graph[ITEM].num_nodes)
     user, item = graph[INTERACTS].edge_index.as_tensor()
     norm = torch.bincount(item, minlength=num_items).double().sqrt()
-    weight = torch.bincount(user, minlength=num_users).double().reciprocal() if discount_active else None
     parts = []
-    for target, neighbor, shared in co_occurrence_blocks(item, user, (num_items, num_users), weight):
-        # Rounded, sums of the same shares are equal in whatever order they were added.
-        similarity = shared.float() / (norm[target] * norm[neighbor] + shrinkage)
+    for target, neighbor, shared in co_occurrence_blocks(item, user, (num_items, num_users)):
+        similarity = shared / (norm[target] * norm[neighbor] + shrinkage)
         others = target != neighbor
         parts.append(highest_of_rows(target[others], neighbor[others], similarity[others], num_neighbors))
     target, neighbor, similarity = (torch.cat(part) for part in zip(*parts, strict=True))
     return EdgeIndex(torch.stack([neighbor, target]), sparse_size=(num_items, num_items), sort_order="col"), similarity
 
 
-def co_occurrence_blocks(
-    row: Tensor, column: Tensor, size: tuple[int, int], weight: Tensor | None = None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    r"""The entries of :math:`\mathbf M \mathbf W \mathbf M^\top` for M of zeros and ones, a block of rows at a time.
+def co_occurrence_blocks(row: Tensor, column: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    r"""The entries of :math:`\mathbf M \mathbf M^\top` for M of zeros and ones, a block of rows at a time.
 
     No block follows more than some millions of row-column-row paths, unless a single row has more.
 
@@ -91,17 +81,16 @@ def co_occurrence_blocks(
         row: Rows of the ones (E,), in any order.
         column: Their columns (E,).
         size: Numbers of rows N and columns M.
-        weight: The diagonal of W (M,); by default all ones.
 
     Yields:
-        Row, column and value (float32, or the weights' type) of the entries of some rows (S,), the diagonal included,
+        Row, column and value (float32) of the entries of some rows (S,), the diagonal included,
         in the order of rows and within them of columns.
     """
     # Sorted by row, so that the entries of a block of rows lie together.
     order = torch.argsort(row * size[1] + column)
     row, column = row[order], column[order]
-    value = torch.ones(len(row), device=row.device) if weight is None else weight[column]
-    transposed = _matrix(column, row, torch.ones_like(value), (size[1], size[0])).coalesce()
+    ones = torch.ones(len(row), device=row.device)
+    transposed = _matrix(column, row, ones, (size[1], size[0])).coalesce()
     paths = torch.bincount(row, torch.bincount(column, minlength=size[1])[column].double(), minlength=size[0])
     block_of_row = paths.cumsum(0).div(_BLOCK_PAIRS, rounding_mode="floor").long()
     _, block_sizes = block_of_row.unique_consecutive(return_counts=True)
@@ -109,7 +98,7 @@ def co_occurrence_blocks(
     start = 0
     for count in block_sizes.tolist():
         entries = slice(int(pointer[start]), int(pointer[start + count]))
-        block = _matrix(row[entries] - start, column[entries], value[entries], (count, size[1]))
+        block = _matrix(row[entries] - start, column[entries], ones[entries], (count, size[1]))
         shared = torch.sparse.mm(block, transposed).coalesce()
         within, other = shared.indices()
         yield within + start, other, shared.values()

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.co_occurrence import item_co_occurrence
 from dream_pyg.graph.sampling import ReceptiveField, sending_rows
 from dream_pyg.graph.schema import (
     INTERACTS,
@@ -76,8 +75,6 @@ class DREAM(Recommender):
         on validation.
     """
 
-    co_occurrence_edges: EdgeIndex
-
     @model_config
     class Config:
         """Hyper-parameters of DREAM; a loss weight of 0 removes its term (the ablations of Table 3)."""
@@ -122,12 +119,6 @@ class DREAM(Recommender):
         user_modal: Literal["user_graph", "items"] = "user_graph"
         """What a user's part of the modal line is: the filtered ID embedding passed over the user-user graphs (Eq. 6),
         or the mean of the modal line over the items that the user took. Not in the paper."""
-        co_occurrence_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-        """Share of an item's part of the modal line that comes, unfiltered, from the items most often taken with it,
-        in place of those that look or read like it; nothing comes there for an item taken with no other. Not in the
-        paper; the similarity is GF-CF's (arXiv 2108.07567)."""
-        num_co_occurring_items: PositiveInt = 10
-        """How many items at most an item listens to for that."""
         popularity_correction: Annotated[float, Field(ge=0, le=1)] = 0.0
         """How far in-batch negatives are corrected for how often batches have them: a user or item of degree d weighs
         d to the minus this, so that with 1 the sum over a batch estimates one in which all have the same share. Not in
@@ -158,9 +149,6 @@ class DREAM(Recommender):
             features, has = graph[ITEM][feature_name(modality)], graph[ITEM][mask_name(modality)]
             mean = features.sum(dim=0, dtype=torch.float32) / has.sum().clamp(min=1) * self.config.center_signal
             self.register_buffer(f"mean_{modality}", mean, persistent=False)
-        if self.config.co_occurrence_share:
-            edge_index, _ = item_co_occurrence(graph, self.config.num_co_occurring_items, discount_active=True)
-            self.register_buffer("co_occurrence_edges", edge_index, persistent=False)
         if self.config.popularity_correction:
             for node, edge_type in ((USER, REV_INTERACTS), (ITEM, INTERACTS)):
                 weight = _by_degree(graph[edge_type].edge_index, self.config.popularity_correction)
@@ -185,13 +173,9 @@ class DREAM(Recommender):
 
     @classmethod
     def needs_whole_graph(cls, config: Any) -> str | None:
-        """The options for which a batch's neighbours are not enough."""
-        options = {
-            "user_modal = 'items'": config.user_modal == "items",
-            "co_occurrence_share > 0": config.co_occurrence_share > 0,
-        }
-        asked = [option for option, is_on in options.items() if is_on]
-        return f"with {' and '.join(asked)} it reads more than a batch's neighbours" if asked else None
+        """The option for which a batch's neighbours are not enough."""
+        reads_more = config.user_modal == "items"
+        return "with user_modal = 'items' it reads more than a batch's neighbours" if reads_more else None
 
     def receptive_field(self) -> ReceptiveField:
         """The behavior line's hops, and a hop over each relation graph from nodes with features."""
@@ -221,13 +205,9 @@ class DREAM(Recommender):
             graph: The graph.
             source: What the gates filter.
         """
-        config = self.config
         filtered = {modality: self.filter(graph, modality, source) for modality in self.modality_weights}
         item = self._fuse(graph, ITEM, {modality: rows.item for modality, rows in filtered.items()})
-        if share := config.co_occurrence_share:
-            taken_together = mean_of_neighbors(self.propagation, source.item, self.co_occurrence_edges)
-            item = (1 - share) * item + share * taken_together
-        if config.user_modal == "items":
+        if self.config.user_modal == "items":
             return Embeddings(mean_of_neighbors(self.propagation, item, graph[REV_INTERACTS].edge_index), item)
         return Embeddings(self._fuse(graph, USER, {modality: rows.user for modality, rows in filtered.items()}), item)
 

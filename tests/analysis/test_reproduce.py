@@ -100,7 +100,7 @@ def test_the_table_of_accuracy_has_groups_and_each_addition_taken_away(baby: Pat
         for key, config in configs.items()
         if key.startswith("best")
     }
-    assert asked["best"] == asked["best_without_co_occurrence"] == asked["best_with_user_graphs"] == (True, True)
+    assert asked["best"] == asked["best_with_user_graphs"] == (True, True)
     assert asked["best_without_vote"] == (True, False)
     assert asked["best_untaught"] == (False, True)
     assert asked["best_without_teacher"] == (False, False)

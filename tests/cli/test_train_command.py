@@ -111,7 +111,7 @@ def test_a_run_resumes_with_its_preset_and_no_other(command: Command, shop_graph
     refused = command("train", "--resume", "--preset", "best", *CPU, "--run", tmp_path / "run")
     assert refused.exit_code == 1
     assert "another configuration" in refused.stderr
-    assert "model.co_occurrence_share" in refused.stderr
+    assert "model.user_modal" in refused.stderr
 
 
 def test_a_finished_run_resumes_to_the_same(command: Command, shop_graph: Path, tmp_path: Path):

@@ -49,8 +49,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "no_graphs": {"use_item_graph": False, "use_user_graph": False},
     "users_from_items": {"user_modal": "items"},
     "users_from_items_without_graphs": {"user_modal": "items", "use_item_graph": False, "use_gate": False},
-    "co_occurrence": {"co_occurrence_share": 0.3, "num_co_occurring_items": 3},
-    "co_occurrence_alone": {"co_occurrence_share": 1.0, "user_modal": "items", "gate_input": "propagated"},
+    "users_from_items_propagated": {"user_modal": "items", "gate_input": "propagated"},
     "no_intra": {"intra_weight": 0.0},
     "no_inter": {"inter_weight": 0.0},
     "no_signal": {"signal_weight": 0.0},
@@ -108,9 +107,6 @@ class Oracle:
                 item = dream.relation_convolution(self.item_graph[m], item)
             fused.append(np.concatenate([user, item]))
         E_M = dream.fuse(fused, list(self.weights.values()))
-        share = self.config.co_occurrence_share
-        taken_together = dream.co_occurrence_mean(self.R, source[num_users:], self.config.num_co_occurring_items)
-        E_M[num_users:] = (1 - share) * E_M[num_users:] + share * taken_together
         if self.config.user_modal == "items":
             E_M[:num_users] = dream.mean_of_taken(self.R, E_M[num_users:])
         return E_B, E_M

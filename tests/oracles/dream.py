@@ -314,25 +314,6 @@ def fuse(representations: list[ArrayLike], weights: list[float]) -> Array:
     return fused
 
 
-def co_occurrence_mean(R: ArrayLike, E: ArrayLike, k: int) -> Array:
-    """The mean of the k items most often taken by the same users, each user counting 1 / its items; not in the paper.
-
-    R: (U, I) zeros and ones. E: (I, D). Returns (I, D), zero for an item that no other was taken with.
-    """
-    R, E = np.asarray(R, dtype=np.float64), np.asarray(E, dtype=np.float64)
-    result = np.zeros_like(E)
-    for i in range(R.shape[1]):
-        similar = []
-        for j in range(R.shape[1]):
-            shared = math.fsum(1 / R[u].sum() for u in range(R.shape[0]) if R[u, i] and R[u, j])
-            if i != j and shared:
-                similar.append((-np.float32(shared) / (math.sqrt(R[:, i].sum()) * math.sqrt(R[:, j].sum())), j))
-        nearest = [j for _, j in sorted(similar)[:k]]
-        for j in nearest:
-            result[i] += E[j] / len(nearest)
-    return result
-
-
 def mean_of_taken(R: ArrayLike, E: ArrayLike) -> Array:
     """Each user's mean over the items taken. R: (U, I). E: (I, D). Returns (U, D), zero for a user without any."""
     R, E = np.asarray(R, dtype=np.float64), np.asarray(E, dtype=np.float64)
