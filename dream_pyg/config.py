@@ -45,7 +45,7 @@ def _not_zero(fan_out: int) -> int:
 FanOut = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 SEED = "training.seed"
 """The key of the seed, which studies and tables choose themselves."""
-INDIFFERENT = ("device", "num_threads", "shard_tables", "keep_every", "checkpoint_every")
+INDIFFERENT = ("device", "cuda_graphs", "num_threads", "shard_tables", "keep_every", "checkpoint_every")
 """Keys of the training that say where a run works and what it keeps, and move no number but by rounding."""
 
 
@@ -153,6 +153,8 @@ class TrainingConfig(_Section):
     """Seed of initialisation, shuffling and negative sampling."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the GPU if there is one."""
+    cuda_graphs: bool = True
+    """Whether a GPU records what a step launches and replays it, where the model permits it and the graph is whole."""
     sampling: SamplingConfig | None = None
     """Whether each step sees a sampled neighbourhood of its batch, as large catalogues need, and how large a one; by
     default it sees the whole graph."""

@@ -99,6 +99,18 @@ def test_a_run_recommends_the_same_on_either(name, stored, tmp_path):
     assert best.item.device.type == "cuda"
 
 
+@pytest.mark.parametrize("name", [name for name in TRAINED if MODELS[name].recordable])
+def test_recorded_steps_are_those_launched_one_by_one(name, stored, tmp_path):
+    options = {"epochs": 3, "batch_size": 24}
+    recorded, launched = (config_for(stored, name, cuda_graphs=on, **options) for on in (True, False))
+    train(recorded, tmp_path / "recorded")
+    train(launched, tmp_path / "launched")
+    recordings = [read_metrics(tmp_path / run) for run in ("recorded", "launched")]
+    for one, other in zip(*recordings, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["valid"] == pytest.approx(other["valid"], abs=0.02)
+
+
 @pytest.mark.parametrize("option", ["training.sampling={}", "training.teacher.vote=0.3", "feature_precision=bfloat16"])
 def test_every_way_to_train_learns_and_resumes(option, stored, tmp_path):
     def config(**training: Any) -> RunConfig:

@@ -273,6 +273,12 @@ class Recommender(nn.Module):
     tables: ClassVar[tuple[str, ...]] = ("user_embedding", "item_embedding")
     """Parameters with a row for each user or item, in a model that has a :meth:`receptive_field`."""
 
+    recordable: ClassVar[bool] = True
+    """Whether the loss launches the same operations on the same tensors for every batch of a size, between one
+    :meth:`on_epoch_start` and the next, so that a GPU may record and replay them (:mod:`dream_pyg.training.gradients`).
+    It does not where Python draws numbers, or a shape depends on what a batch has (:mod:`dream_pyg.nn.batch_shapes`
+    helps)."""
+
     user_embedding: Tensor
     item_embedding: Tensor
 

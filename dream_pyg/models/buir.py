@@ -57,6 +57,8 @@ class BUIR(Recommender):
         l2_weight: NonNegativeFloat = 1e-4
         """lambda: weight of the L2 term on the batch's layer-0 embeddings."""
 
+    recordable = False  # Each step draws how many edges it drops.
+
     target_user: Tensor
     target_item: Tensor
     has_target: Tensor

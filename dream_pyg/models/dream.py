@@ -37,6 +37,7 @@ from dream_pyg.models.base import (
 )
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.alignment import BehaviorModalAlignment, Precision
+from dream_pyg.nn.batch_shapes import distinct_nodes
 from dream_pyg.nn.gates import FilterGate
 from dream_pyg.nn.item_features import FeatureScaling, feature_rows, scale_projection
 from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity_signal_norm
@@ -235,8 +236,8 @@ class DREAM(Recommender):
         initial = self.initial_embeddings(graph)
         behavior, modal = self._lines(graph, initial)
         # A batch has some users and many items more than once: what is done with them is done once.
-        user, user_row = torch.unique(batch.user, return_inverse=True)
-        item, item_row = torch.unique(batch.pos_item, return_inverse=True)
+        user, user_row = distinct_nodes(graph, USER, batch.user)
+        item, item_row = distinct_nodes(graph, ITEM, batch.pos_item)
         behavior_user, modal_user = behavior.user.index_select(0, user), modal.user.index_select(0, user)
         items = torch.cat([item, batch.neg_item])
         (behavior_item, behavior_neg), (modal_item, modal_neg) = (

@@ -58,6 +58,8 @@ class MICRO(LATTICE):
         nothing to fuse, by attention or by contrast.
     """
 
+    recordable = False  # A batch has more or fewer different items with a modality.
+
     @model_config
     class Config(LATTICE.Config):
         """Hyper-parameters of MICRO."""

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.csr import csr_product, take_rows
+from dream_pyg.graph.csr import csr_product
 from dream_pyg.graph.schema import ITEM, REV_INTERACTS, USER, count_name, describes_edge, feature_name
+from dream_pyg.nn.batch_shapes import take_items
 from dream_pyg.nn.propagation import Propagation
 
 
@@ -46,14 +47,14 @@ def summed_features(graph: HeteroData, modality: str, user: Tensor) -> Tensor:
     Args:
         graph: The graph.
         modality: The modality.
-        user: User ids (B,).
+        user: User ids without repetition (B,).
 
     Returns:
         One row per given user (B, F), of the features' type; half precision becomes float32.
     """
     (pointer, item), _ = describing_edges(graph, modality).get_csc()
-    pointer, item = take_rows(pointer, item, user)
+    pointer, item = take_items(graph, pointer, item, user)
     features = graph[ITEM][feature_name(modality)]
     if features.dtype == torch.float16:  # only the rows in use are converted
         features, item = features.index_select(0, item).float(), torch.arange(len(item), device=item.device)
-    return csr_product(pointer, item, None, (len(user), len(features)), features)
+    return csr_product(pointer, item, None, (len(pointer) - 1, len(features)), features)[: len(user)]

@@ -36,7 +36,13 @@ class WholeGraphSteps:
     def __call__(self, batches: Sequence[Batch], epoch: int, first: int) -> Iterator[tuple[HeteroData, Batch]]:
         """The graph with each batch from the ``first`` on."""
         for batch in batches[first:]:
-            yield self._graph, Batch(*(part.to(self._device) for part in _own_slice(batch)))
+            yield self._graph, self._sent(_own_slice(batch))
+
+    def _sent(self, batch: Batch) -> Batch:
+        """The batch where the model is; a GPU is not waited for."""
+        if self._device.type == "cpu":
+            return batch
+        return Batch(*torch.stack(batch).pin_memory().to(self._device, non_blocking=True))
 
 
 class SampledSteps:

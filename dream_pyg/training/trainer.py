@@ -18,7 +18,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from dream_pyg import ranks
-from dream_pyg.config import INDIFFERENT, RunConfig
+from dream_pyg.config import INDIFFERENT, RunConfig, TrainingConfig
 from dream_pyg.data.files import atomic_directory, held, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.data.validation import differences
@@ -28,7 +28,9 @@ from dream_pyg.graph.processor import deterministic, resolve_device
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import Batch, Recommender
+from dream_pyg.nn.batch_shapes import fix_shapes
 from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
+from dream_pyg.training.gradients import Gradients, RecordedGradients
 from dream_pyg.training.memory import check_memory
 from dream_pyg.training.optimizers import make_optimizers
 from dream_pyg.training.run import (
@@ -267,6 +269,7 @@ class _Session:
         self.on_evaluation = on_evaluation
         self.stopped = False
         self.optimizers = make_optimizers(model, self.config)
+        self.gradients = _gradients_of(self.config, graph, model, self.device)
         in_batch = self.config.sampling is not None and self.config.sampling.in_batch_negatives
         self.sampler = TripletSampler(graph, batch_size=self.config.batch_size if in_batch else None)
         self.vote: Vote | None = None
@@ -354,7 +357,7 @@ class _Session:
 
     def let_go(self) -> None:
         """Give back the memory of the model and of its optimizers, for good."""
-        del self.model, self.optimizers, self.steps
+        del self.model, self.optimizers, self.gradients, self.steps
 
     def fit(self) -> None:
         """Train until the last epoch or until validation no longer improves, or solve what has a closed form."""
@@ -417,6 +420,7 @@ class _Session:
         """Let the model resample what the epoch keeps fixed, from the weights that the epoch begins with."""
         if type(self.model).on_epoch_start is Recommender.on_epoch_start:
             return
+        self.gradients.forget()
         now = _copy(self.model.state_dict())
         if not self.step:
             self.epoch_weights = now
@@ -428,13 +432,7 @@ class _Session:
         self.model.load_state_dict(now)
 
     def _train_step(self, graph: HeteroData, batch: Batch, monitor: _LossMonitor) -> None:
-        terms = self.model.loss(graph, batch)
-        total = torch.stack(list(terms.values())).sum()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        with ranks.naming_lost_processes():
-            total.backward()
-        ranks.average_gradients(self.model.parameters())
+        terms = self.gradients(graph, batch)
         for optimizer in self.optimizers:
             optimizer.step()
         monitor.add(terms)
@@ -475,6 +473,14 @@ class _Session:
         scorer = scorer_of(self.model, self.graph, self.vote)
         users = self.config.eval_users
         return evaluate(scorer, self.graph, "valid", ks=ks, metrics=list(names), num_users=users)
+
+
+def _gradients_of(config: TrainingConfig, graph: HeteroData, model: Recommender, device: torch.device) -> Gradients:
+    is_alone = ranks.num_ranks() == 1 and config.sampling is None
+    if not (config.cuda_graphs and model.recordable and device.type == "cuda" and is_alone):
+        return Gradients(model)
+    fix_shapes(graph)
+    return RecordedGradients(model, config.batch_size)
 
 
 def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: bool) -> TrainResult:
