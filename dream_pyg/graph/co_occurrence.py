@@ -91,8 +91,9 @@ def co_occurrence_blocks(row: Tensor, column: Tensor, size: tuple[int, int]) -> 
     row, column = row[order], column[order]
     ones = torch.ones(len(row), device=row.device)
     transposed = _matrix(column, row, ones, (size[1], size[0])).coalesce()
-    paths = torch.bincount(row, torch.bincount(column, minlength=size[1])[column].double(), minlength=size[0])
-    block_of_row = paths.cumsum(0).div(_BLOCK_PAIRS, rounding_mode="floor").long()
+    taken = torch.bincount(column, minlength=size[1])
+    paths = taken.new_zeros(size[0]).index_add_(0, row, taken[column])
+    block_of_row = paths.cumsum(0) // _BLOCK_PAIRS
     _, block_sizes = block_of_row.unique_consecutive(return_counts=True)
     pointer = row_pointer(torch.bincount(row, minlength=size[0]))
     start = 0

@@ -43,7 +43,7 @@ class Gradients:
 class _Recording(NamedTuple):
     """What one step launched on a GPU, and the tensors that it reads and writes each time."""
 
-    graph: torch.cuda.CUDAGraph
+    launches: torch.cuda.CUDAGraph
     batch: Tensor  # (3, B)
     terms: dict[str, Tensor]
     gradients: Sequence[tuple[Tensor, Tensor | None]]  # of each parameter
@@ -62,7 +62,7 @@ class RecordedGradients(Gradients):
     def __init__(self, model: Recommender, batch_size: int) -> None:
         super().__init__(model)
         self._batch_size = batch_size
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(next(model.parameters()).device)
         self._steps_before = 0
         self._recording: _Recording | None = None
 
@@ -75,7 +75,7 @@ class RecordedGradients(Gradients):
             return self._aside(graph, batch)
         recording = self._recording = self._recording or self._record(graph, batch)
         torch.stack(batch, out=recording.batch)
-        recording.graph.replay()
+        recording.launches.replay()
         for parameter, gradient in recording.gradients:
             parameter.grad = gradient
         return recording.terms
@@ -87,16 +87,17 @@ class RecordedGradients(Gradients):
 
     def _aside(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """A step on the stream that will be recorded, as PyTorch asks for."""
-        self._stream.wait_stream(torch.cuda.current_stream())
+        usual = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(usual)
         with torch.cuda.stream(self._stream):
             terms = super().__call__(graph, batch)
-        torch.cuda.current_stream().wait_stream(self._stream)
+        usual.wait_stream(self._stream)
         return terms
 
     def _record(self, graph: HeteroData, batch: Batch) -> _Recording:
-        own, place = torch.stack(batch), torch.cuda.CUDAGraph()
+        own, launches = torch.stack(batch), torch.cuda.CUDAGraph()
         self._model.zero_grad(set_to_none=True)  # Gradients shall be among the recording's own tensors.
-        with torch.cuda.graph(place, stream=self._stream):
+        with torch.cuda.graph(launches, stream=self._stream):
             terms = super().__call__(graph, Batch(*own))
         gradients = [(parameter, parameter.grad) for parameter in self._model.parameters()]
-        return _Recording(place, own, {name: term.detach() for name, term in terms.items()}, gradients)
+        return _Recording(launches, own, {name: term.detach() for name, term in terms.items()}, gradients)
