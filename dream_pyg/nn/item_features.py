@@ -32,16 +32,15 @@ def multiply_features(features: Tensor, matrix: Tensor) -> Tensor:
     Returns:
         The product in the type of the matrix (N, D).
     """
-    if features.dtype == torch.bfloat16:
-        return (features @ matrix.to(torch.bfloat16)).to(matrix.dtype)
     if features.dtype == torch.float16:
         rounded = matrix.dtype == torch.float32 and has_bfloat16_units(matrix.device)
-        blocks, factor = features.split(_CONVERTED_ROWS), matrix.to(torch.bfloat16) if rounded else matrix
+        blocks = features.split(_CONVERTED_ROWS)
         converted = (_to_bfloat16(block) if rounded else block.to(matrix.dtype) for block in blocks)
-        products = [(block @ factor).to(matrix.dtype) for block in converted]
-        return torch.cat(products)[: len(features)]
-    features = features.to(matrix.dtype)
-    return _OneDnnProduct.apply(features, matrix) if _suits_onednn(features) else features @ matrix
+        return torch.cat([multiply_features(block, matrix) for block in converted])[: len(features)]
+    if features.dtype != torch.bfloat16 or features.requires_grad:
+        features = features.to(matrix.dtype)
+    is_fixed = features.dtype == torch.bfloat16 or _suits_onednn(features)
+    return _FixedProduct.apply(features, matrix) if is_fixed else features @ matrix
 
 
 def _to_bfloat16(features: Tensor) -> Tensor:
@@ -58,18 +57,28 @@ def _to_bfloat16(features: Tensor) -> Tensor:
     return converted
 
 
-class _OneDnnProduct(torch.autograd.Function):
-    """The product by oneDNN, as long as ``@`` leaves float32 to a BLAS without kernels for such shapes."""
+class _FixedProduct(torch.autograd.Function):
+    """The product with features that have no gradient, forward and backward by the kernel that is fastest here."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, matrix: Tensor) -> Tensor:
         ctx.save_for_backward(features)
-        return _onednn_product(features, matrix)
+        return _product(features, matrix)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         (features,) = ctx.saved_tensors
-        return None, _onednn_product(features.T, grad)
+        return None, _product(features.T, grad)
+
+
+def _product(features: Tensor, matrix: Tensor) -> Tensor:
+    # All kernels want features in rows: of a transpose, the product is transposed as a whole.
+    in_rows = features.is_contiguous()
+    if features.dtype == torch.bfloat16:
+        factor = matrix.to(torch.bfloat16)
+        return (features @ factor if in_rows else (factor.T @ features.T).T).to(matrix.dtype)
+    # As long as `@` leaves float32 to a BLAS without kernels for such shapes.
+    return onednn_product(features, matrix.T) if in_rows else onednn_product(matrix.T.contiguous(), features).T
 
 
 def _suits_onednn(features: Tensor) -> bool:
@@ -80,13 +89,6 @@ def _suits_onednn(features: Tensor) -> bool:
         and min(features.shape) >= _LEAST_ONEDNN_SIZE
         and has_onednn_product(features.device)
     )
-
-
-def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
-    # This wants rows: of a transpose, the product is transposed as a whole.
-    if left.is_contiguous():
-        return onednn_product(left, right.T)
-    return onednn_product(right.T.contiguous(), left).T
 
 
 def feature_rows(graph: HeteroData, modality: str, item: Tensor) -> Tensor:
