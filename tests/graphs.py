@@ -29,6 +29,7 @@ from dream_pyg.graph.schema import (
     norm_name,
 )
 from dream_pyg.graph.store import StoredGraph, build_store
+from dream_pyg.models import Batch
 
 MODALITIES = ("image", "text", "audio")
 WIDTHS = {"image": 7, "text": 5, "audio": 3}
@@ -92,6 +93,16 @@ def item_features(dataset: Dataset, modality: str) -> tuple[NDArray[np.float64],
     matrix = np.zeros(features.shape)
     matrix[features.has] = features.matrix[features.row_of_item[features.has]]
     return matrix, features.has
+
+
+def batches(graph: HeteroData, size: int) -> list[Batch]:
+    """Three of a size, the last one of few interactions many times."""
+    pairs = graph[INTERACTS].edge_index.as_tensor()
+    generator = torch.Generator().manual_seed(0)
+    chosen = [torch.randint(pairs.size(1), (size,), generator=generator) for _ in range(2)]
+    chosen.append(chosen[0][:2].repeat(size)[:size])
+    num_items = int(graph[ITEM].num_nodes)
+    return [Batch(*pairs[:, some], torch.randint(num_items, (size,), generator=generator)) for some in chosen]
 
 
 def in_double(graph: HeteroData) -> HeteroData:

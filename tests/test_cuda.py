@@ -101,7 +101,7 @@ def test_a_run_recommends_the_same_on_either(name, stored, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if MODELS[name].recordable])
 def test_recorded_steps_are_those_launched_one_by_one(name, stored, tmp_path):
-    options = {"epochs": 3, "batch_size": 24}
+    options = {"epochs": 3, "batch_size": 8}
     recorded, launched = (config_for(stored, name, cuda_graphs=on, **options) for on in (True, False))
     train(recorded, tmp_path / "recorded")
     train(launched, tmp_path / "launched")

@@ -276,8 +276,8 @@ class Recommender(nn.Module):
     recordable: ClassVar[bool] = True
     """Whether the loss launches the same operations on the same tensors for every batch of a size, between one
     :meth:`on_epoch_start` and the next, so that a GPU may record and replay them (:mod:`dream_pyg.training.gradients`).
-    It does not where Python draws numbers, or a shape depends on what a batch has (:mod:`dream_pyg.nn.batch_shapes`
-    helps)."""
+    It does not where Python draws or reads numbers, where a shape depends on what a batch has
+    (:mod:`dream_pyg.nn.batch_shapes` helps), or where a step replaces a tensor instead of writing into it."""
 
     user_embedding: Tensor
     item_embedding: Tensor

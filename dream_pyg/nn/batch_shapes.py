@@ -12,24 +12,23 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.csr import row_pointer, take_rows
-from dream_pyg.graph.schema import REV_INTERACTS, USER
-
-_MOST_TAKEN = "most_taken"
+from dream_pyg.graph.schema import REV_INTERACTS
 
 
 def fix_shapes(graph: HeteroData) -> None:
     """Have every batch of a size get the same shapes from now on.
 
     Args:
-        graph: A whole graph, which notes how many train items any number of users can have at most (U,).
+        graph: A whole graph, which notes how many train items 0, 1, 2, ... users can have together at most.
     """
     (pointer, _), _ = graph[REV_INTERACTS].edge_index.get_csc()
-    graph[USER][_MOST_TAKEN] = pointer.diff().sort(descending=True).values.cumsum(0).cpu()
+    # In NumPy, as reading a tensor's number would look as if a device were waited for.
+    graph.most_taken = row_pointer(pointer.diff().sort(descending=True).values).cpu().numpy()
 
 
 def has_fixed_shapes(graph: HeteroData) -> bool:
     """Whether :func:`fix_shapes` was asked for."""
-    return _MOST_TAKEN in graph[USER]
+    return hasattr(graph, "most_taken")
 
 
 def distinct_nodes(graph: HeteroData, node: str, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,15 +59,15 @@ def take_items(graph: HeteroData, pointer: Tensor, item: Tensor, user: Tensor) -
         graph: The graph.
         pointer: Where the items of each of all users begin and the last ends (U + 1,).
         item: The items (E,).
-        user: Ids without repetition (B,).
+        user: Ids, with fixed shapes without repetition (B,).
 
     Returns:
-        Where the items of each begin and the last ends (B + 1,), and the items (S,). With fixed shapes, one more row
-        follows, of items that are nobody's.
+        Where the items of each begin and the last ends (B + 1,), and the items (S,). With fixed shapes S is what the B
+        most active users have, often twice as many, and one more row has what these users lack of it.
     """
     if not has_fixed_shapes(graph):
         return take_rows(pointer, item, user)
-    size = int(graph[USER][_MOST_TAKEN][len(user) - 1])
+    size = int(graph.most_taken[len(user)])
     count = pointer[user + 1] - pointer[user]
     count = torch.cat([count, size - count.sum(0, keepdim=True)])
     row = torch.repeat_interleave(torch.arange(len(count), device=user.device), count, output_size=size)

@@ -177,8 +177,8 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
         raise StoreError(f"{path} is not a run: it has no config.toml. Train one with `dream-pyg train`.")
     if not paths.best.is_file():
         raise StoreError(f"{path} has no best epoch yet. Continue it with `dream-pyg train --resume --run {path}`.")
-    config = RunConfig.load(paths.config)
     info = read_run_info(paths)
+    config = RunConfig.load(paths.config)
     decisive = ("model.", "num_neighbors:", "feature_precision:", "training.teacher.vote:")
     if changed := [line for line in config.differences(info["config"]) if line.startswith(decisive)]:
         raise StoreError(

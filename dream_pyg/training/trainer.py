@@ -18,7 +18,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from dream_pyg import ranks
-from dream_pyg.config import INDIFFERENT, RunConfig, TrainingConfig
+from dream_pyg.config import INDIFFERENT, RunConfig
 from dream_pyg.data.files import atomic_directory, held, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.data.validation import differences
@@ -30,7 +30,7 @@ from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import Batch, Recommender
 from dream_pyg.nn.batch_shapes import fix_shapes
 from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
-from dream_pyg.training.gradients import Gradients, RecordedGradients
+from dream_pyg.training.gradients import Gradients, RecordedGradients, can_record
 from dream_pyg.training.memory import check_memory
 from dream_pyg.training.optimizers import make_optimizers
 from dream_pyg.training.run import (
@@ -269,7 +269,10 @@ class _Session:
         self.on_evaluation = on_evaluation
         self.stopped = False
         self.optimizers = make_optimizers(model, self.config)
-        self.gradients = _gradients_of(self.config, graph, model, self.device)
+        self.gradients = Gradients(model)
+        if can_record(self.config, model, self.device):
+            fix_shapes(graph)
+            self.gradients = RecordedGradients(model, self.config.batch_size, self.device)
         in_batch = self.config.sampling is not None and self.config.sampling.in_batch_negatives
         self.sampler = TripletSampler(graph, batch_size=self.config.batch_size if in_batch else None)
         self.vote: Vote | None = None
@@ -473,14 +476,6 @@ class _Session:
         scorer = scorer_of(self.model, self.graph, self.vote)
         users = self.config.eval_users
         return evaluate(scorer, self.graph, "valid", ks=ks, metrics=list(names), num_users=users)
-
-
-def _gradients_of(config: TrainingConfig, graph: HeteroData, model: Recommender, device: torch.device) -> Gradients:
-    is_alone = ranks.num_ranks() == 1 and config.sampling is None
-    if not (config.cuda_graphs and model.recordable and device.type == "cuda" and is_alone):
-        return Gradients(model)
-    fix_shapes(graph)
-    return RecordedGradients(model, config.batch_size)
 
 
 def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: bool) -> TrainResult:
