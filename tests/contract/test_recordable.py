@@ -10,12 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch_geometric.data import HeteroData
 
+from dream_pyg.config import SamplingConfig, TrainingConfig
 from dream_pyg.graph.build import build_graph
 from dream_pyg.models import MODELS, Recommender
 from dream_pyg.models.base import Embeddings, model_config
 from dream_pyg.nn.batch_shapes import fix_shapes
 from dream_pyg.nn.losses import bpr_loss
-from dream_pyg.training.gradients import Gradients
+from dream_pyg.training.gradients import Gradients, can_record
 from tests.contract.test_contract import TRAINED, make
 from tests.graphs import batches, random_dataset
 
@@ -80,6 +81,15 @@ def test_a_model_is_recordable_if_and_only_if_it_says_so(name, graph):
 )
 def test_every_dream_is_recordable(config, graph):
     assert launches_the_same(make("dream", graph, **config), graph)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_what_learns_and_is_recordable_is_recorded_on_a_gpu(name, graph):
+    model, cuda = make(name, graph), torch.device("cuda")
+    assert can_record(TrainingConfig(), model, cuda) is (name in TRAINED and MODELS[name].recordable)
+    others = [TrainingConfig(cuda_graphs=False), TrainingConfig(sampling=SamplingConfig())]
+    assert not any(can_record(other, model, cuda) for other in others)
+    assert not can_record(TrainingConfig(), model, torch.device("cpu"))
 
 
 class _Careless(MODELS["bpr"]):
