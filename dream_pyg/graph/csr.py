@@ -53,10 +53,23 @@ def row_entries(pointer: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         For each of their entries the position in ``row`` (S,), ascending, and the entry (S,).
     """
     start = pointer[row]
-    count = pointer[row + 1] - start
-    position = torch.repeat_interleave(torch.arange(len(row), device=row.device), count)
+    return span_entries(start, pointer[row + 1] - start)
+
+
+def span_entries(start: Tensor, count: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
+    """The numbers in some spans.
+
+    Args:
+        start: Where each span begins (B,).
+        count: How long each is (B,).
+        total: How long all are together, if that is known: a GPU need not be waited for then.
+
+    Returns:
+        For each number the position of its span (S,), ascending, and the number (S,).
+    """
+    position = torch.repeat_interleave(torch.arange(len(count), device=count.device), count, output_size=total)
     first = torch.cumsum(count, 0) - count
-    return position, torch.arange(len(position), device=row.device) + (start - first)[position]
+    return position, torch.arange(len(position), device=count.device) + (start - first)[position]
 
 
 def take_rows(pointer: Tensor, index: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:

@@ -288,6 +288,11 @@ class Recommender(nn.Module):
         self.num_users = int(graph[USER].num_nodes)
         self.num_items = int(graph[ITEM].num_nodes)
 
+    @property
+    def learns(self) -> bool:
+        """Whether there are parameters to train."""
+        return any(True for _ in self.parameters())
+
     @classmethod
     def reads_features(cls, config: Any) -> bool:
         """Whether features, if the graph has them, say anything to a model of a configuration."""

@@ -8,10 +8,11 @@ what a batch really has.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from dream_pyg.graph.csr import row_pointer, take_rows
+from dream_pyg.graph.csr import row_pointer, span_entries, take_rows
 from dream_pyg.graph.schema import REV_INTERACTS
 
 
@@ -70,8 +71,5 @@ def take_items(graph: HeteroData, pointer: Tensor, item: Tensor, user: Tensor) -
     size = int(graph.most_taken[len(user)])
     count = pointer[user + 1] - pointer[user]
     count = torch.cat([count, size - count.sum(0, keepdim=True)])
-    row = torch.repeat_interleave(torch.arange(len(count), device=user.device), count, output_size=size)
-    own = row_pointer(count)
-    first = torch.cat([pointer[user], pointer.new_zeros(1)]) - own[:-1]
-    entry = torch.arange(size, device=user.device) + first[row]
-    return own, item[entry.where(row < len(user), 0)]
+    row, entry = span_entries(F.pad(pointer[user], (0, 1)), count, size)
+    return row_pointer(count), item[entry.where(row < len(user), 0)]

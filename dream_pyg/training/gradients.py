@@ -112,9 +112,8 @@ class RecordedGradients(Gradients):
 
 def can_record(config: TrainingConfig, model: Recommender, device: torch.device) -> bool:
     """Whether :class:`RecordedGradients` are wanted and possible."""
-    learns = any(True for _ in model.parameters())
     is_same_graph = config.sampling is None and ranks.num_ranks() == 1
-    return config.cuda_graphs and device.type == "cuda" and is_same_graph and learns and model.recordable
+    return config.cuda_graphs and device.type == "cuda" and is_same_graph and model.learns and model.recordable
 
 
 @functools.cache

@@ -157,8 +157,7 @@ def scorer_of(model: Recommender, graph: HeteroData, vote: Vote | None = None) -
 def teacher_of(config: TrainingConfig, model: Recommender) -> TeacherConfig | None:
     """The teacher of a model, if there is one with anything to do, and the model learns."""
     teacher = config.teacher
-    learns = any(True for _ in model.parameters())
-    return teacher if learns and teacher is not None and teacher.is_used else None
+    return teacher if model.learns and teacher is not None and teacher.is_used else None
 
 
 def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None = None) -> Run:
