@@ -6,6 +6,7 @@ for each effort that was searched with, ``end``; or why not.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -30,7 +31,6 @@ Emit = Callable[..., None]
 
 _WARM_UP_ROWS = 1024
 _LONGEST_MESSAGE = 300
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class PeakMemory:
@@ -169,12 +169,12 @@ JOBS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
 
 
 def end_with_parent() -> None:
-    """End this process soon after the one that started it, whose death would leave it computing for nobody."""
-    parent = os.getppid()
+    """End this process with the one that started it, whose death would leave it computing for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 
 _PARENT = """
-import os, time
-from dream_pyg.bench.worker import end_with_parent
-child = os.fork()
-if not child:
-    end_with_parent()
+import multiprocessing, time
+from dream_pyg.bench.worker import do_job
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    job = {"job": "gemm", "size": 8, "seconds": 300, "threads": 1, "environment": {}}
+    process = context.Process(target=do_job, args=(job, sender))
+    process.start()
+    if WAIT:
+        receiver.recv()
+    print(process.pid, flush=True)
     time.sleep(300)
-print(child, flush=True)
-time.sleep(300)
 """
 
 
@@ -30,8 +34,11 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks the process table of Linux")
-def test_a_worker_ends_with_its_parent():
-    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("wait", [True, False], ids=["at work", "before its first line"])
+def test_a_worker_ends_with_its_parent(wait):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT.replace("WAIT", str(wait))], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     assert runs(child)
