@@ -87,6 +87,9 @@ class TeacherConfig(_Section):
     vote: NonNegativeFloat = 0.0
     """What its scores weigh beside those of the trained model, both in units of their standard deviation; 0 is no
     vote."""
+    votes: tuple[PositiveFloat, ...] = ()
+    """Further values of ``vote``: with which of all the best epoch scores best on validation is found when training
+    ends. Without a vote there is nothing to choose."""
     vote_weights: PositiveInt = 50
     """How many of its weights the vote keeps for each item, the largest ones."""
     model: dict[str, Any] = Field(default={}, validate_default=True)

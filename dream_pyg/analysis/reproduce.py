@@ -417,7 +417,7 @@ def _run(task: Task) -> dict[str, Any]:
     return {
         "run": str(task.run),
         "seed": info["seed"],
-        "valid": read_best(paths)[1],
+        "valid": info.get("valid") or read_best(paths)[1],  # which older runs do not say
         **({"test": read_json(paths.test_metrics)["lines"]["general"]} if task.test else {}),
         "best_epoch": info["best_epoch"],
         "epochs": info["epochs"],

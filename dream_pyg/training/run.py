@@ -198,7 +198,10 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     model = make_model(config, prepared, target)
     load_best(paths, model)
     teacher = teacher_of(config.training, model)
-    vote = Vote.load(paths.taught, teacher, prepared) if teacher is not None and teacher.vote else None
+    vote = None
+    if teacher is not None and teacher.vote:
+        vote = Vote.load(paths.taught, teacher, prepared)
+        vote = vote._replace(share=info.get("vote", vote.share))
     return Run(paths, config, stored, prepared, model, vote)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import sys
@@ -18,7 +19,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from dream_pyg import ranks
-from dream_pyg.config import INDIFFERENT, RunConfig
+from dream_pyg.config import INDIFFERENT, RunConfig, TrainingConfig
 from dream_pyg.data.files import atomic_directory, held, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.data.validation import differences
@@ -27,7 +28,7 @@ from dream_pyg.evaluation import KS, evaluate, parse_metric
 from dream_pyg.graph.processor import deterministic, resolve_device
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.graph.store import StoredGraph, load_graph
-from dream_pyg.models import Batch, Recommender
+from dream_pyg.models import Batch, Recommender, Scorer
 from dream_pyg.nn.batch_shapes import fix_shapes
 from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
 from dream_pyg.training.gradients import Gradients, RecordedGradients, can_record
@@ -453,7 +454,8 @@ class _Session:
             record["triplets_per_second"] = round(num_triplets / train_seconds)
         if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
             started = time.perf_counter()
-            metrics = ranks.first_says(self._validation_metrics())
+            scorer = scorer_of(self.model, self.graph, self.vote)
+            metrics = ranks.first_says(_validation_metrics(scorer, self.graph, self.config))
             record["valid"] = metrics
             record["evaluate_seconds"] = round(time.perf_counter() - started, 3)
             best = self.best_metrics.get(self.config.metric, -1.0)
@@ -469,47 +471,63 @@ class _Session:
         if "valid" in record and self.on_evaluation is not None:
             self.stopped = ranks.first_says(self.on_evaluation(self.epoch, record["valid"]))
 
-    def _validation_metrics(self) -> dict[str, float]:
-        name, k = parse_metric(self.config.metric)
-        names = dict.fromkeys((*VALID_METRICS, name))
-        ks = sorted({*VALID_KS, k})
-        scorer = scorer_of(self.model, self.graph, self.vote)
-        users = self.config.eval_users
-        return evaluate(scorer, self.graph, "valid", ks=ks, metrics=list(names), num_users=users)
+
+def _validation_metrics(scorer: Scorer, graph: HeteroData, config: TrainingConfig) -> dict[str, float]:
+    name, k = parse_metric(config.metric)
+    names = dict.fromkeys((*VALID_METRICS, name))
+    ks = sorted({*VALID_KS, k})
+    return evaluate(scorer, graph, "valid", ks=ks, metrics=list(names), num_users=config.eval_users)
 
 
 def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: bool) -> TrainResult:
-    metrics: dict[str, float] = {}
     paths = session.paths
     # A run that was killed after a better epoch, and resumed to other roundings, may not find that one again.
     session.best_epoch, session.best_metrics = ranks.together(lambda: read_best(paths))
-    if test:
-        known = ranks.first_says(
-            paths.test_metrics.is_file() and read_json(paths.test_metrics).get("epoch") == session.best_epoch
-        )
-        if not known:
-            session.let_go()  # of the trained model, so that there is room for the one with the best weights
+    valid, metrics = session.best_metrics, {}
+    ended: dict[str, Any] = {"status": "finished", "epochs": session.epoch, "best_epoch": session.best_epoch}
+    tested = ranks.first_says(
+        paths.test_metrics.is_file() and read_json(paths.test_metrics).get("epoch") == session.best_epoch
+    )
+    teacher = teacher_of(config.training, session.model)
+    to_choose = session.vote is not None and teacher is not None and bool(teacher.votes)
+    if to_choose or (test and not tested):
+        session.let_go()  # of the trained model, so that there is room for the one with the best weights
 
-            def open_best() -> Run:
-                model = make_model(config, session.graph, session.device)
-                load_best(paths, model)
-                return Run(paths, config, stored, session.graph, model, session.vote)
+        def open_best() -> Run:
+            model = make_model(config, session.graph, session.device)
+            load_best(paths, model)
+            return Run(paths, config, stored, session.graph, model, session.vote)
 
-            run = ranks.together(open_best)
+        run = ranks.together(open_best)
+        if to_choose:
+            run, valid = _with_best_vote(run, valid)
+            assert run.vote is not None
+            ended["vote"] = run.vote.share
+        if test and not tested:
             ks = sorted({*KS, parse_metric(config.training.metric)[1]})
             lines = evaluate_lines(run, "test", ks=ks, num_users=session.config.eval_users)
             ranks.first_does(lambda: write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": lines}))
+    if test:
         metrics = read_json(paths.test_metrics)["lines"]["general"]
-    else:
-        ranks.first_does(lambda: _forget_test_of_other_epochs(paths, session.best_epoch))
-    ended = {"status": "finished", "epochs": session.epoch, "best_epoch": session.best_epoch}
-    ranks.first_does(lambda: update_info(paths, **ended))
-    return TrainResult(paths.root, session.best_epoch, session.best_metrics, metrics, session.epoch)
+    elif not tested:
+        ranks.first_does(lambda: paths.test_metrics.unlink(missing_ok=True))  # of another epoch
+    ranks.first_does(lambda: update_info(paths, **ended, valid=valid))
+    return TrainResult(paths.root, session.best_epoch, valid, metrics, session.epoch)
 
 
-def _forget_test_of_other_epochs(paths: RunPaths, best_epoch: int) -> None:
-    if paths.test_metrics.is_file() and read_json(paths.test_metrics).get("epoch") != best_epoch:
-        paths.test_metrics.unlink()
+def _with_best_vote(run: Run, valid: dict[str, float]) -> tuple[Run, dict[str, float]]:
+    """The run with the vote that is best on validation, and the metrics with it; so far they are ``valid``."""
+    config = run.config.training
+    assert run.vote is not None
+    assert config.teacher is not None
+    best, embeddings = run.vote, run.embeddings()
+    for share in config.teacher.votes:
+        vote = run.vote._replace(share=share)
+        metrics = ranks.first_says(_validation_metrics(vote.beside(embeddings), run.graph, config))
+        if metrics[config.metric] > valid[config.metric]:
+            best, valid = vote, metrics
+    logger.info("Vote %g: validation %s %.4f", best.share, config.metric, valid[config.metric])
+    return dataclasses.replace(run, vote=best), valid
 
 
 def evaluate_lines(run: Run, split: str, **options: Any) -> dict[str, dict[str, float]]:

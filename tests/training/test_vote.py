@@ -158,3 +158,34 @@ def test_an_export_leaves_the_vote_out_and_says_so(command, stored, tmp_path):
     assert info["vote_left_out"] is True
     user, _ = load_run(tmp_path / "voted").embeddings()
     assert torch.equal(load_tensors(tmp_path / "shipped" / "embeddings.safetensors")[0]["user"], user)
+
+
+def test_when_training_ends_validation_chooses_among_votes(stored, tmp_path):
+    def settings(vote, votes=(), epochs=2):
+        teacher = {"share": 0.0, "vote": vote, "votes": list(votes), "model": {"l2_weight": 20.0}}
+        return configure(stored, "bpr", epochs=epochs, teacher=teacher)
+
+    several = train(settings(0.01, (1.0, 5.0)), tmp_path / "several")
+    alone = {vote: train(settings(vote), tmp_path / f"{vote}") for vote in (0.01, 1.0, 5.0)}
+    begun = load_run(tmp_path / "0.01")
+    recalls = {}
+    for vote in alone:
+        scorer = begun.vote._replace(share=vote).beside(begun.embeddings())
+        recalls[vote] = evaluate(scorer, begun.graph, "valid", ks=(20,), metrics=("recall",))["recall@20"]
+    best = max(recalls, key=recalls.get)
+    assert best != 0.01, "the test must not pass without a choice"
+    assert several.best_epoch == alone[0.01].best_epoch, "which epoch is best is a matter of the first vote"
+    assert several.valid_metrics["recall@20"] == pytest.approx(recalls[best], rel=1e-6)
+    run = load_run(tmp_path / "several")
+    assert run.vote.share == best
+    measured = evaluate(run.scorer(), run.graph, "test", ks=(20,), metrics=("recall",))["recall@20"]
+    assert several.test_metrics["recall@20"] == pytest.approx(measured, rel=1e-6)
+    assert begun.vote.share == 0.01
+
+    train(settings(0.01, (1.0, 5.0), epochs=1), tmp_path / "parts")
+    longer = train(settings(0.01, (1.0, 5.0)), tmp_path / "parts", resume=True)
+    assert longer == several._replace(run=longer.run)
+    assert_same_run(tmp_path / "several", tmp_path / "parts")
+    assert train(settings(0.0, (1.0, 5.0)), tmp_path / "none").valid_metrics == pytest.approx(
+        evaluate(begun.embeddings(), begun.graph, "valid", ks=(10, 20), metrics=("recall", "ndcg")), rel=1e-6
+    )

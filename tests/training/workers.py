@@ -49,7 +49,9 @@ CASES = {
     "dream-cold": Case("dream", {"temperature": 0.02, "signal_weight": 1.0, "popularity_correction": 0.5}),
     "dream-corrected": Case("dream", {"popularity_correction": 1.0}),
     "dream-corrected-sampled": Case("dream", {"popularity_correction": 1.0}, ALL_NEIGHBORS),
-    "dream-best": Case("dream", {"user_modal": "items"}, {"teacher": {"l2_weights": [1.0, 30.0], "vote": 0.3}}),
+    "dream-best": Case(
+        "dream", {"user_modal": "items"}, {"teacher": {"l2_weights": [1.0, 30.0], "vote": 0.3, "votes": [1.0]}}
+    ),
     "buir-id": Case("buir", {"num_layers": 0}),
     **{f"{name}-sharded": Case(name, {}, SHARDED) for name in ("dream", "vbpr", "lightgcn", "bpr")},
     **{f"{name}-sampled": Case(name, {}, ALL_NEIGHBORS) for name in ("dream", "bpr")},
