@@ -54,7 +54,7 @@ from dream_pyg.training.run import (
 from dream_pyg.training.steps import SampledSteps, WholeGraphSteps
 from dream_pyg.training.teacher import Teaching, teach
 from dream_pyg.training.triplets import TripletSampler
-from dream_pyg.training.vote import Vote
+from dream_pyg.training.vote import Vote, VotedScores
 
 logger = logging.getLogger("dream_pyg")
 
@@ -517,13 +517,12 @@ def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: 
 
 def _with_best_vote(run: Run, valid: dict[str, float]) -> tuple[Run, dict[str, float]]:
     """The run with the vote that is best on validation, and the metrics with it; so far they are ``valid``."""
-    config = run.config.training
-    assert run.vote is not None
-    assert config.teacher is not None
-    best, embeddings = run.vote, run.embeddings()
+    config, scorer, best = run.config.training, run.scorer(), run.vote
+    if best is None or config.teacher is None or not isinstance(scorer, VotedScores):
+        return run, valid
     for share in config.teacher.votes:
-        vote = run.vote._replace(share=share)
-        metrics = ranks.first_says(_validation_metrics(vote.beside(embeddings), run.graph, config))
+        vote = best._replace(share=share)
+        metrics = ranks.first_says(_validation_metrics(vote.beside(scorer.embeddings), run.graph, config))
         if metrics[config.metric] > valid[config.metric]:
             best, valid = vote, metrics
     logger.info("Vote %g: validation %s %.4f", best.share, config.metric, valid[config.metric])
