@@ -454,8 +454,7 @@ class _Session:
             record["triplets_per_second"] = round(num_triplets / train_seconds)
         if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
             started = time.perf_counter()
-            scorer = scorer_of(self.model, self.graph, self.vote)
-            metrics = ranks.first_says(_validation_metrics(scorer, self.graph, self.config))
+            metrics = ranks.first_says(self._validation_metrics())
             record["valid"] = metrics
             record["evaluate_seconds"] = round(time.perf_counter() - started, 3)
             best = self.best_metrics.get(self.config.metric, -1.0)
@@ -471,8 +470,11 @@ class _Session:
         if "valid" in record and self.on_evaluation is not None:
             self.stopped = ranks.first_says(self.on_evaluation(self.epoch, record["valid"]))
 
+    def _validation_metrics(self) -> dict[str, float]:
+        return _metrics_of(scorer_of(self.model, self.graph, self.vote), self.graph, self.config)
 
-def _validation_metrics(scorer: Scorer, graph: HeteroData, config: TrainingConfig) -> dict[str, float]:
+
+def _metrics_of(scorer: Scorer, graph: HeteroData, config: TrainingConfig) -> dict[str, float]:
     name, k = parse_metric(config.metric)
     names = dict.fromkeys((*VALID_METRICS, name))
     ks = sorted({*VALID_KS, k})
@@ -522,7 +524,7 @@ def _with_best_vote(run: Run, valid: dict[str, float]) -> tuple[Run, dict[str, f
         return run, valid
     for share in config.teacher.votes:
         vote = best._replace(share=share)
-        metrics = ranks.first_says(_validation_metrics(vote.beside(scorer.embeddings), run.graph, config))
+        metrics = ranks.first_says(_metrics_of(vote.beside(scorer.embeddings), run.graph, config))
         if metrics[config.metric] > valid[config.metric]:
             best, valid = vote, metrics
     logger.info("Vote %g: validation %s %.4f", best.share, config.metric, valid[config.metric])

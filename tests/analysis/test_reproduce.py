@@ -294,7 +294,7 @@ def test_table_2_compares_the_systems_of_the_paper(baby: Path, tmp_path: Path, p
     assert not table.complete
     assert [config.training.seed for config, _ in planned] == [0, 1] * 9
     assert [row.values_from for row in table.rows] == [
-        "baby", "defaults", "baby", "baby", "baby", "baby", "defaults", "baby", "baby",
+        "baby", "baby", "baby", "baby", "baby", "baby", "defaults", "baby", "baby",
     ]  # fmt: skip
     expected = RunConfig.create(graph=baby, model="dream", preset="baby", overrides=["training.seed=1"])
     assert planned[-1][0] == expected
