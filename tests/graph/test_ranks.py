@@ -44,6 +44,7 @@ def run_two(directory: Path, *arguments: object) -> subprocess.CompletedProcess[
     """A command line in two processes."""
     (directory / "driver.py").write_text(_DRIVER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += ["--monitor-interval", "5"]  # time for the other to say something before it is asked to stop
     return subprocess.run(
         [*launch, str(directory / "driver.py"), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
