@@ -94,7 +94,8 @@ def test_a_resolved_configuration_hides_the_preset(preset: Path, tmp_path: Path)
         (
             "baby",
             "drem",
-            "it has dream, bpr, lightgcn, bm3, mgcn, vbpr, dualgnn, mmgcn. Did you mean 'dream'? Train without",
+            "it has dream, bpr, lightgcn, bm3, mgcn, vbpr, dualgnn, mmgcn. Did you mean 'dream'? "
+            "Train without --preset",
         ),
         ("baby", "popularity", "The preset 'baby' has nothing for model 'popularity'"),
         ("elsewhere/nothing.toml", "dream", "Unknown preset 'elsewhere/nothing.toml'"),
