@@ -1,4 +1,4 @@
-"""What DREAM's paper prints in its tables, to stand beside what is measured here."""
+"""What DREAM's paper and others print in tables, to stand beside what is measured here."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def published_rows(table: str, dataset: str) -> dict[str, dict[str, float]]:
     """The rows of a table on a data set, each value by its column; none for a data set that the paper does not have."""
     rows = _tables()[table]["rows"].get(dataset, {})
     return {row: dict(zip(table_metrics(table), values, strict=True)) for row, values in rows.items()}
+
+
+def published_by(table: str) -> str:
+    """Who prints a table's values, as the end of a sentence."""
+    tables = _tables()
+    return str(tables[table].get("source", tables["source"]))
 
 
 def published_note(table: str, dataset: str) -> str | None:

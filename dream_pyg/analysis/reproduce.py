@@ -29,7 +29,7 @@ from dream_pyg.analysis.continuable import continuable
 from dream_pyg.analysis.groups import measure_users
 from dream_pyg.analysis.plots import require_plots
 from dream_pyg.analysis.processes import train_in_processes
-from dream_pyg.analysis.published import published_note, published_rows, table_metrics
+from dream_pyg.analysis.published import published_by, published_note, published_rows, table_metrics
 from dream_pyg.analysis.significance import paired_p_value
 from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
@@ -50,11 +50,14 @@ TABLES = {
     "table2": "performance of all systems",
     "table3": "ablations of DREAM",
     "table4": "Behavior-Modal Alignment (BMA) in other models",
+    "related": "systems that the paper names but does not compare, and closed forms",
     "accuracy": "DREAM as published and at its best, for whom, and what each addition is worth",
     "choices": "the preset paper with one value changed that the paper leaves open or prints otherwise, on validation",
 }
 COMPARED = ("bpr", "lightgcn", "vbpr", "mmgcn", "dualgnn", "bm3", "freedom", "mgcn", "dream")
 """The systems of Table 2, in its order."""
+RELATED = ("itemknn", "ease", "addease", "buir", "grcn", "slmrec", "lattice", "micro", "dragon")
+"""The systems of the table of related ones: closed forms, and those of the paper's Section 2."""
 ABLATIONS = {
     "without_intra": ("DREAM w/o intra-alignment", ("intra_weight",)),
     "without_inter": ("DREAM w/o inter-alignment", ("inter_weight",)),
@@ -90,6 +93,7 @@ MODELS_OF_TABLE = {
     "table2": COMPARED,
     "table3": ("dream",),
     "table4": tuple(ALIGNED),
+    "related": (*RELATED, "dream"),
     "accuracy": ("popularity", "ease", "addease", "lightgcn", "dream"),
     "choices": ("dream",),
 }
@@ -467,7 +471,7 @@ def _make_table(
         }
     notes = []
     if any(cell.published is not None for row in rows for cell in row.cells):
-        notes.append("A ratio is what was measured over what the paper prints (arXiv 2404.11119, first version).")
+        notes.append(f"A ratio is what was measured over what {published_by(table)}.")
         notes += [note for note in (published_note(table, info["dataset"]),) if note]
     if any(cell.std is not None for row in rows for cell in row.cells):
         notes.append("Mean ± standard deviation of the sample over the seeds.")

@@ -118,13 +118,14 @@ class Table(NamedTuple):
         cells = [cell for row in self.rows for cell in row.cells]
         compared = any(cell.published is not None for cell in cells)
         tested = {cell.metric for cell in cells if cell.p_value is not None}
+        whose = "printed" if self.name == "related" else "paper's"
         records = []
         for row in self.rows:
             record = {"": row.name}
             for cell in row.cells:
                 record[cell.metric] = _spread(cell)
                 if compared:
-                    record[f"paper's {cell.metric}"] = format_value(cell.metric, cell.published)
+                    record[f"{whose} {cell.metric}"] = format_value(cell.metric, cell.published)
                     record[f"ratio of {cell.metric}"] = "" if cell.ratio is None else f"{cell.ratio:.3f}"
                 if cell.metric in tested:
                     record[f"p of {cell.metric}"] = "" if cell.p_value is None else _probability(cell.p_value)

@@ -68,13 +68,15 @@ def reproduce(
     notes: tuple[str, ...],
     output_format: str,
 ) -> None:
-    """Make one of the paper's tables, or one of DREAM's accuracy.
+    """Make one of the paper's tables, one of related systems, or one of DREAM's accuracy.
 
-    table1 has the data, table2 all systems, table3 ablations, table4 alignment in other models. accuracy has DREAM as
-    published and at its best, without each addition, and for groups of items and users; choices has the preset
-    paper with each value changed that the paper leaves open, on validation.
+    table1 has the data, table2 all systems, table3 ablations, table4 alignment in other models; related has systems
+    that the paper names without comparing them. accuracy has DREAM as published and at its best, without each
+    addition, and for groups of items and users; choices has the preset paper with each value changed that the paper
+    leaves open, on validation.
 
-    These two take DREAM's presets paper and best, whatever --preset says. accuracy needs the extra `dream-pyg[plots]`.
+    The last two take DREAM's presets paper and best, whatever --preset says. accuracy needs the extra
+    `dream-pyg[plots]`.
 
     Runs that are there are used, those missing are trained, and the table is written as Markdown, JSON and CSV beside
     what the paper prints. An interrupted table goes on with the same command; tables share their runs.

@@ -143,6 +143,18 @@ def test_the_table_of_choices_changes_one_value_each_and_reads_validation_alone(
     assert "against DREAM (paper)." in (tmp_path / "out" / "choices.md").read_text()
 
 
+def test_the_table_of_related_systems_says_who_prints_them(baby: Path, tmp_path: Path):
+    table = reproduce("related", baby, tmp_path / "out", num_seeds=1, models=["ease", "itemknn"])
+    assert [row.name for row in table.rows] == ["ItemKNN", "EASE"]
+    printed = [cell.published for row in table.rows for cell in row.cells]
+    assert printed == [None, None, *published_rows("related", "baby")["ease"].values()]
+    assert table.about["left out"] == ["AddEASE", "BUIR", "GRCN", "SLMRec", "LATTICE", "MICRO", "DRAGON", "DREAM"]
+    markdown = (tmp_path / "out" / "related.md").read_text()
+    assert markdown.startswith("# Related: systems that the paper names but does not compare")
+    assert "| printed recall@20 |" in markdown
+    assert "what other papers print.\n- EASE and Add-EASE: supplement of SCOPE;" in markdown
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_without_test_figures_gets_them_when_a_table_of_test_asks(jobs: int, baby: Path, tmp_path: Path):
     config = RunConfig.create(graph=baby, model="dream", preset="paper", overrides=SET)
@@ -402,7 +414,11 @@ def test_a_table_that_was_stopped_goes_on(
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        ("table5", {}, "Unknown table 'table5'; expected one of table1, table2, table3, table4, accuracy, choices."),
+        (
+            "table5",
+            {},
+            "Unknown table 'table5'; expected one of table1, table2, table3, table4, related, accuracy, choices.",
+        ),
         ("table2", {"models": ["brp"]}, "Did you mean 'bpr'?"),
         ("table3", {"models": ["bpr"]}, "table3 has no model 'bpr'; it has dream."),
         ("table1", {"models": ["bpr"]}, "table1 has no model 'bpr'; it has none."),
