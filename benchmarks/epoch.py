@@ -33,7 +33,7 @@ from dream_pyg.bench.machine import describe_process
 from dream_pyg.bench.workloads import find_workload, power_law_pairs
 from dream_pyg.data.files import write_json, write_text
 from dream_pyg.graph.processor import processor_name, resolve_device
-from dream_pyg.training.run import prepare_graph
+from dream_pyg.training.model import prepare_graph
 from dream_pyg.training.triplets import TripletSampler
 
 SHAPES = {

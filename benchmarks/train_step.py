@@ -41,7 +41,7 @@ from dream_pyg.graph.schema import INTERACTS, ITEM, REV_INTERACTS, USER, feature
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.losses import bpr_loss, l2_loss
 from dream_pyg.nn.user_features import mean_over_items
-from dream_pyg.training.run import prepare_graph
+from dream_pyg.training.model import prepare_graph
 from dream_pyg.training.triplets import TripletSampler
 
 NUM_USERS, NUM_ITEMS, NUM_TRAIN, NUM_VALID, NUM_TEST = 19_445, 7_050, 118_551, 20_559, 21_682

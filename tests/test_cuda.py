@@ -22,7 +22,8 @@ from dream_pyg.graph.store import StoredGraph
 from dream_pyg.models import MODELS, Batch
 from dream_pyg.ranking import recommend
 from dream_pyg.serving import recommend_table
-from dream_pyg.training.run import load_run, make_model, prepare_graph
+from dream_pyg.training.model import make_model, prepare_graph
+from dream_pyg.training.run import load_run
 from dream_pyg.training.trainer import train
 from tests.contract.test_contract import PERSONAL, TRAINED, first_batch
 from tests.graph.test_exact_knn import KINDS, make

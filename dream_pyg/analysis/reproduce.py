@@ -40,7 +40,8 @@ from dream_pyg.graph.schema import SPLITS
 from dream_pyg.graph.store import load_graph, read_info
 from dream_pyg.models import find_model
 from dream_pyg.presets import load_presets
-from dream_pyg.training.run import RunPaths, check_requirements, load_run, read_best, read_run_info
+from dream_pyg.training.model import check_requirements
+from dream_pyg.training.run import RunPaths, load_run, read_best, read_run_info
 from dream_pyg.training.trainer import train
 
 logger = logging.getLogger("dream_pyg")

@@ -11,8 +11,7 @@ from dream_pyg.analysis.tune import tuned_config
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.config import SEED, RunConfig, override_key
 from dream_pyg.errors import ConfigError, ResumeError
-from dream_pyg.training.run import RunPaths, load_run
-from dream_pyg.training.trainer import evaluate_lines
+from dream_pyg.training.run import RunPaths, evaluate_lines, load_run
 from dream_pyg.training.trainer import train as train_run
 
 _BUDGET = 30.0

@@ -21,7 +21,7 @@ from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, label_name
 from dream_pyg.models import ItemWeights, Recommender, find_model
 from dream_pyg.ranking import recommend
-from dream_pyg.training.run import check_requirements
+from dream_pyg.training.model import check_requirements
 from dream_pyg.training.vote import Vote
 
 logger = logging.getLogger("dream_pyg")

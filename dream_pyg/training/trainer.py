@@ -33,23 +33,26 @@ from dream_pyg.nn.batch_shapes import fix_shapes
 from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
 from dream_pyg.training.gradients import Gradients, RecordedGradients, can_record
 from dream_pyg.training.memory import check_memory
+from dream_pyg.training.model import (
+    load_weights,
+    make_model,
+    prepare_graph,
+    scorer_of,
+    teacher_of,
+    whole_weights,
+)
 from dream_pyg.training.optimizers import make_optimizers
 from dream_pyg.training.run import (
     Run,
     RunPaths,
     describe_run,
+    evaluate_lines,
     keep_epoch,
     load_best,
-    load_weights,
-    make_model,
-    prepare_graph,
     read_best,
     read_run_info,
     save_best,
-    scorer_of,
-    teacher_of,
     update_info,
-    whole_weights,
 )
 from dream_pyg.training.steps import SampledSteps, WholeGraphSteps
 from dream_pyg.training.teacher import Teaching, teach
@@ -529,17 +532,6 @@ def _with_best_vote(run: Run, valid: dict[str, float]) -> tuple[Run, dict[str, f
             best, valid = vote, metrics
     logger.info("Vote %g: validation %s %.4f", best.share, config.metric, valid[config.metric])
     return dataclasses.replace(run, vote=best), valid
-
-
-def evaluate_lines(run: Run, split: str, **options: Any) -> dict[str, dict[str, float]]:
-    """Metrics of the model's representation and, where it has two lines, of each alone (Figure 5 of DREAM).
-
-    Args:
-        run: A finished run.
-        split: The split.
-        **options: For :func:`~dream_pyg.evaluation.evaluate`.
-    """
-    return {line: evaluate(scorer, run.graph, split, **options) for line, scorer in run.lines().items()}
 
 
 def _turned(

@@ -23,7 +23,7 @@ from dream_pyg.config import RunConfig, TrainingConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.build import build_graph
 from dream_pyg.models import MODELS
-from dream_pyg.training.run import make_model, prepare_graph
+from dream_pyg.training.model import make_model, prepare_graph
 from tests.graphs import random_dataset
 
 MODALITIES = ["image", "text"]

@@ -16,7 +16,7 @@ from dream_pyg.data.dataset import Dataset
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.build import build_graph
 from dream_pyg.models import DREAM, Batch
-from dream_pyg.training.run import make_model
+from dream_pyg.training.model import make_model
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import MODALITIES, in_double, item_features, random_dataset, train_matrix
 from tests.oracles import dream

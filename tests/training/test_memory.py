@@ -12,8 +12,8 @@ from dream_pyg.errors import ConfigError
 from dream_pyg.graph.schema import label_name
 from dream_pyg.training import memory
 from dream_pyg.training.memory import check_memory, least_bytes
+from dream_pyg.training.model import make_model, prepare_graph
 from dream_pyg.training.optimizers import make_optimizers
-from dream_pyg.training.run import make_model, prepare_graph
 from dream_pyg.training.trainer import train
 from tests.models.agreement import some_triplets
 from tests.training.runs import configure

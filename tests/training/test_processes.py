@@ -19,9 +19,10 @@ from click.testing import Result
 
 from dream_pyg import ranks
 from dream_pyg.errors import ConfigError
+from dream_pyg.graph.processor import resolve_device
 from dream_pyg.graph.store import StoredGraph
 from dream_pyg.training.checkpoint import load_checkpoint
-from dream_pyg.training.run import RunPaths, resolve_device
+from dream_pyg.training.run import RunPaths
 from dream_pyg.training.trainer import train
 from tests.graphs import PlantedBlocks
 from tests.training import workers

@@ -12,7 +12,7 @@ from dream_pyg.errors import ConfigError, Interrupted
 from dream_pyg.graph.schema import INTERACTS, USER, label_name
 from dream_pyg.models import MODELS, Batch
 from dream_pyg.training import trainer
-from dream_pyg.training.run import make_model
+from dream_pyg.training.model import make_model
 from dream_pyg.training.steps import SampledSteps
 from dream_pyg.training.trainer import train
 from tests.graphs import PlantedBlocks

@@ -17,7 +17,8 @@ from dream_pyg.data.files import load_tensors, read_json
 from dream_pyg.errors import Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.models import DREAM, Batch
 from dream_pyg.training import trainer
-from dream_pyg.training.run import RunPaths, load_run, make_model, prepare_graph, read_run_info
+from dream_pyg.training.model import make_model, prepare_graph
+from dream_pyg.training.run import RunPaths, load_run, read_run_info
 from dream_pyg.training.trainer import train
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import PlantedBlocks
