@@ -142,7 +142,8 @@ class TrainingConfig(_Section):
     patience: PositiveInt = 20
     """Evaluations without improvement after which training stops."""
     evaluate_every: PositiveInt = 1
-    """Epochs from one validation to the next; the last epoch is validated as well."""
+    """Epochs from one validation to the next. The last epoch is validated as well, which a run that is extended later
+    has then done once more than one that was not."""
     eval_users: PositiveInt | None = None
     """Users to validate and test on, a random sample that stays the same; by default all."""
     epoch_steps: PositiveInt | None = None

@@ -14,7 +14,15 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from dream_pyg.data.files import atomic_directory, atomic_path, check_writable, save_tensors, sha256_file, write_json
+from dream_pyg.data.files import (
+    atomic_directory,
+    atomic_path,
+    check_writable,
+    is_free,
+    save_tensors,
+    sha256_file,
+    write_json,
+)
 from dream_pyg.data.tables import positions
 from dream_pyg.errors import ConfigError, DataError, StoreError
 from dream_pyg.graph.csr import UserItems
@@ -176,7 +184,7 @@ def export_run(
         raise ConfigError(f"Unknown index {index!r}; expected one of {', '.join(EXPORT_INDICES)}.")
     if not 0 < min_recall <= 1:
         raise ConfigError(f"min_recall is {min_recall}; expected a share above 0, at most 1.")
-    if not overwrite and Path(path).exists():
+    if not overwrite and not is_free(Path(path)):
         raise StoreError(f"{path} exists already. Replace it with --overwrite, or choose another directory.")
     check_writable(Path(path))
     user, item = (part.cpu().float().contiguous() for part in run.embeddings())

@@ -24,7 +24,7 @@ from dream_pyg.evaluation import parse_metric
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER, feature_modalities, feature_name, mask_name
 from dream_pyg.models import MODELS, Batch, DualRepresentations, Embeddings, Recommender
 from dream_pyg.nn.losses import bpr_loss
-from dream_pyg.training.run import Run
+from dream_pyg.training.run import Run, read_best
 from dream_pyg.training.triplets import TripletSampler
 
 NODES = (USER, ITEM)
@@ -346,12 +346,15 @@ def _gram_norm(rows: Tensor) -> Tensor:
 
 
 def _test_metrics(run: Run) -> dict[str, dict[str, float]]:
-    if not run.paths.test_metrics.is_file():
+    path = run.paths.test_metrics
+    # What is there may be of an earlier best epoch, if the run is on its way to more epochs.
+    tested = read_json(path) if path.is_file() else {}
+    if tested.get("epoch") != read_best(run.paths)[0]:
         raise StoreError(
-            f"{run.paths.root} is not finished or was trained without test: it has no {run.paths.test_metrics.name}. "
+            f"{run.paths.root} is not finished or was trained without test: it has no {path.name} of its best epoch. "
             f"Continue it with `dream-pyg train --resume --run {run.paths.root}`."
         )
-    lines: dict[str, dict[str, float]] = read_json(run.paths.test_metrics)["lines"]
+    lines: dict[str, dict[str, float]] = tested["lines"]
     return lines
 
 

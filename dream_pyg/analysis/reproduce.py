@@ -33,7 +33,7 @@ from dream_pyg.analysis.published import published_by, published_note, published
 from dream_pyg.analysis.significance import paired_p_value
 from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
-from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
+from dream_pyg.data.files import is_free, load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.processor import processor_name
 from dream_pyg.graph.schema import SPLITS
@@ -428,6 +428,7 @@ def _run(task: Task) -> dict[str, Any]:
         "epochs": info["epochs"],
         "seconds": round(sum(epoch["train_seconds"] + epoch.get("evaluate_seconds", 0.0) for epoch in epochs), 1),
         "device": info["device"],
+        "resumed": info.get("resumed", []),
         "processor": info.get("processor", ""),  # which older runs do not say
         "num_threads": info["num_threads"],
         "versions": info["versions"],
@@ -465,9 +466,9 @@ def _make_table(
         about = {
             **about,
             "seeds": sorted({run["seed"] for run in runs}),
-            "devices": sorted({run["device"] for run in runs}),
-            "processors": sorted({run["processor"] or "not noted" for run in runs}),
-            "threads": sorted({run["num_threads"] for run in runs}),
+            "devices": _ever(runs, "device"),
+            "processors": _ever(runs, "processor"),
+            "threads": _ever(runs, "num_threads"),
             "versions": runs[-1]["versions"],
         }
     notes = []
@@ -484,6 +485,12 @@ def _make_table(
             + "."
         )
     return Table(table, TABLES[table], info["dataset"], rows, complete, about, [*notes, *further_notes])
+
+
+def _ever(runs: list[dict[str, Any]], key: str) -> list[Any]:
+    """All that runs were made with, before and after they were resumed."""
+    values = {part[key] for run in runs for part in (run, *run["resumed"]) if key in part}
+    return sorted({"not noted" if value == "" else value for value in values})
 
 
 def _about(
@@ -522,7 +529,7 @@ def _open(out: Path, info: dict[str, Any]) -> None:
                 f"{str(there.get('graph_fingerprint'))[:12]}, not {info['dataset']} with {info['fingerprint'][:12]}. "
                 "Choose another directory with --out."
             )
-    elif out.exists():
+    elif not is_free(out):
         raise StoreError(f"{out} exists and holds no tables: it has no {_INFO}. Choose another directory with --out.")
     else:
         write_json(out / _INFO, description)

@@ -33,7 +33,7 @@ from dream_pyg.analysis.search_spaces import (
     search_space,
 )
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
-from dream_pyg.data.files import atomic_directory, read_json, write_json, write_text
+from dream_pyg.data.files import atomic_directory, is_free, read_json, write_json, write_text
 from dream_pyg.data.validation import flatten
 from dream_pyg.errors import ConfigError, MissingExtraError, ResumeError, StoreError, TrainingError
 from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
@@ -393,7 +393,7 @@ def _open(out: Path, description: dict[str, Any]) -> None:
                 + "; ".join(f"{key} is {mine.get(key)} here, {theirs.get(key)} there" for key in changed)
                 + ". Continue it as it was begun, or begin a study in another directory with --out."
             )
-    elif out.exists():
+    elif not is_free(out):
         raise StoreError(f"{out} exists and is not a study: it has no {STUDY}. Choose another directory with --out.")
     else:
         write_json(out / STUDY, description)

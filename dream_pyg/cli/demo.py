@@ -15,7 +15,7 @@ from dream_pyg.cli.graph import build_graph
 from dream_pyg.cli.output import print_table
 from dream_pyg.cli.serve import recommend
 from dream_pyg.cli.train import train
-from dream_pyg.data.files import read_json
+from dream_pyg.data.files import is_free, read_json
 from dream_pyg.data.synthetic import make_synthetic
 from dream_pyg.errors import StoreError
 from dream_pyg.training.run import RunPaths
@@ -35,7 +35,7 @@ def demo(out: Path, seeds: int) -> None:
     Every seed is another catalogue, another split and another initialisation, so that the comparison shows the
     planted structure and not chance.
     """
-    if out.exists():
+    if not is_free(out):
         raise StoreError(f"{out} exists already. Remove it, or choose another directory with --out.")
     started = time.perf_counter()
     logging.getLogger("dream_pyg").setLevel(logging.WARNING)  # a line an epoch would bury the results

@@ -15,8 +15,8 @@ from dream_pyg.graph.update import update_store
 
 _EPILOG = """\b
 Examples:
-  dream-pyg update-graph graphs/mine clicks.csv --features image=image.parquet --features text=text.parquet
   dream-pyg update-graph graphs/january shop/february --out graphs/february
+  dream-pyg update-graph graphs/mine clicks.csv --features image=image.parquet --features text=text.parquet --overwrite
 """
 
 
@@ -24,11 +24,15 @@ Examples:
 @click.argument("graph", type=click.Path(path_type=Path))
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Directory of the store to write; by default GRAPH is replaced."
+    "--out", type=click.Path(path_type=Path), help="Directory of the store to write; GRAPH itself with --overwrite."
 )
 @dataset_options
 @click.option("-k", "--num-neighbors", type=int, help="Neighbours per node that GRAPH must have; by default as it has.")
-@click.option("--overwrite", is_flag=True, help="Replace a store of other inputs or parameters at --out.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace GRAPH, or what is at --out; runs trained on it cannot be opened any more.",
+)
 @format_option
 def update_graph(
     graph: Path,

@@ -43,7 +43,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         StoreError: If the file system refuses (disk full, no permission, not a directory).
     """
-    path = Path(path)
+    path = Path(path).resolve()  # A link stays, and what it points to is replaced.
     with _refusals_named(path), _parents_of(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
@@ -70,7 +70,7 @@ def atomic_directory(path: str | Path, *, replace: str | None = None) -> Iterato
         StoreError: If ``path`` exists and may not be replaced (also when another process created it meanwhile), or
             the file system refuses.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # A link stays, and what it points to is replaced.
     if replace is not None:
         check_replaceable(path, replace)
     with _refusals_named(path), _parents_of(path):
@@ -133,13 +133,21 @@ def check_writable(path: Path) -> None:
         pass
 
 
+def is_free(path: Path) -> bool:
+    """Whether something can be made at ``path``: nothing is there, or an empty directory."""
+    if path.is_dir():
+        with suppress(OSError):  # not readable: it may hold anything
+            return not any(path.iterdir())
+    return not path.exists()
+
+
 def check_replaceable(path: Path, marker: str) -> None:
     """Check that ``path`` is free, or a directory that holds the file ``marker``: whatever else it is, is not ours.
 
     Raises:
         StoreError: If it is something else.
     """
-    if path.exists() and not (path / marker).is_file():
+    if not is_free(path) and not (path / marker).is_file():
         raise StoreError(
             f"{path} exists and has no {marker}, so it is left as it is even with --overwrite. "
             "Remove it or choose another path."

@@ -31,6 +31,7 @@ from dream_pyg.data.files import (
     atomic_directory,
     check_replaceable,
     check_writable,
+    is_free,
     load_tensors,
     read_json,
     save_tensors,
@@ -152,7 +153,7 @@ def _look_up(
     inputs = describe_inputs(config, data_dir)
     if overwrite:
         check_replaceable(path, INFO)
-    elif path.exists():
+    elif not is_free(path):
         refuse_other(path, make_fingerprint(config, inputs, parameters))
         return inputs, load_graph(path)
     return inputs, None

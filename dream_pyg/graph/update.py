@@ -15,7 +15,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg import ranks
 from dream_pyg.data.dataset import Dataset, DatasetConfig, describe_inputs
 from dream_pyg.data.features import FeatureMatrix
-from dream_pyg.data.files import check_replaceable
+from dream_pyg.data.files import check_replaceable, is_free
 from dream_pyg.data.tables import positions
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import StoreError
@@ -66,16 +66,18 @@ def update_store(
     Args:
         config: The dataset as it is now.
         graph: Directory of the earlier store.
-        out: Directory of the new one; by default the earlier store is replaced.
+        out: Directory of the new one; by default that of the earlier store.
         data_dir: Where the dataset's files lie; by default as the config says.
-        overwrite: Whether a store of other inputs or parameters at ``out`` may be replaced.
+        overwrite: Whether the store that is at ``out`` may be replaced, the earlier one or another. Runs that were
+            trained on it cannot be opened afterwards.
         **parameters: Parameters of a build that the earlier store is expected to have; None for whatever it has.
 
     Returns:
         The new store and, by relation graph such as ``"items by image"``, how it was found; None if it was there.
 
     Raises:
-        StoreError: If the earlier store has other parameters, another split or filter, or ``out`` holds something else.
+        StoreError: If the earlier store has other parameters, another split or filter, or ``out`` holds something else
+            or, without ``overwrite``, another store.
         SearchError: If an engine cannot reach ``min_recall``, or memory does not suffice for it.
         DataError: If an input is unusable.
     """
@@ -87,9 +89,14 @@ def update_store(
     fingerprint = make_fingerprint(config, inputs, known.info["parameters"])
     if fingerprint == known.fingerprint and path.resolve() == known.path.resolve():
         return known, None
-    if out is None or overwrite:
+    if out is None and not overwrite:
+        raise StoreError(
+            f"{path} has changed inputs, and to replace it would leave the runs that were trained on it without their "
+            "graph. Write the new store beside it with --out DIR, or replace it with --overwrite."
+        )
+    if overwrite:
         check_replaceable(path, INFO)
-    elif path.exists():
+    elif not is_free(path):
         refuse_other(path, fingerprint)
         return load_graph(path), None
     updates: dict[str, Updated] = {}
@@ -100,7 +107,7 @@ def update_store(
             inputs,
             known.info["parameters"],
             data_dir,
-            overwrite=out is None or overwrite,
+            overwrite=overwrite,
             searcher=lambda dataset: _Continuation(known, dataset, updates).search,
         )
     return load_graph(path), updates

@@ -28,7 +28,7 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg import ranks
 from dream_pyg.config import RunConfig
-from dream_pyg.data.files import load_tensors, read_json, save_tensors, write_json
+from dream_pyg.data.files import is_free, load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.processor import installed_version, processor_name, resolve_device
@@ -92,9 +92,9 @@ class RunPaths:
         """Refuse to begin a run where something is.
 
         Raises:
-            StoreError: If the directory exists.
+            StoreError: If there is more than an empty directory.
         """
-        if self.root.exists():
+        if not is_free(self.root):
             raise StoreError(f"{self.root} exists already. Continue it with --resume, or choose another directory.")
 
 
@@ -182,7 +182,8 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     vote = None
     if teacher is not None and teacher.vote:
         vote = Vote.load(paths.taught, teacher, prepared)
-        vote = vote._replace(share=info.get("vote", vote.share))
+        if info.get("best_epoch") == read_best(paths)[0]:  # else the vote was chosen for weights that are gone
+            vote = vote._replace(share=info.get("vote", vote.share))
     return Run(paths, config, stored, prepared, model, vote)
 
 

@@ -75,6 +75,8 @@ VALID_METRICS = ("recall", "ndcg")
 VALID_KS = (10, 20)
 _RESUMABLE_CHANGES = (*(f"training.{key}:" for key in ("epochs", *INDIFFERENT)), "graph:")
 _OWN_TO_MACHINES = ("graph:", "training.num_threads:")
+_MADE_BY = ("device", "processor", "num_threads", "num_processes", "versions")
+"""What ``run.json`` says of where a run was trained."""
 _STEPS_BETWEEN_CHECKS = 32
 
 
@@ -219,7 +221,7 @@ def _check_agreement(told: Mapping[str, Any]) -> None:
 
 def _check_that_all_see(paths: RunPaths) -> None:
     """Refuse processes that have another run, or none, where the first one writes."""
-    first, *others = ranks.everyone_says(read_run_info(paths)["started"] if paths.info.is_file() else None)
+    first, *others = ranks.everyone_says(read_run_info(paths).get("started") if paths.info.is_file() else None)
     for number, other in enumerate(others, start=1):
         if other != first:
             raise ConfigError(
@@ -230,8 +232,13 @@ def _check_that_all_see(paths: RunPaths) -> None:
 
 def _note_resumption(config: RunConfig, paths: RunPaths, info: dict[str, Any]) -> None:
     config.save(paths.config)  # It may train for more epochs than it was begun with, or elsewhere.
-    begun = read_run_info(paths)["started"]
-    update_info(paths, **{**info, "started": begun}, status="running")
+    begun = read_run_info(paths)
+    kept = {key: begun[key] for key in (*_MADE_BY, "started") if key in begun}
+    if other := {key: info[key] for key in kept if key in _MADE_BY and info[key] != kept[key]}:
+        changes = "; ".join(f"{key} {value} here, {kept[key]} when it began" for key, value in other.items())
+        logger.warning("Resuming elsewhere, where results may round in another way: %s", changes)
+        kept["resumed"] = [*begun.get("resumed", []), {"started": info["started"], **other}]
+    update_info(paths, **{**info, **kept}, status="running")
 
 
 def _check_resumable(config: RunConfig, paths: RunPaths, fingerprint: str) -> None:

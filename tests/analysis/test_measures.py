@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from dream_pyg.analysis.measures import (
     modal_forgetting,
     sensitivity,
 )
-from dream_pyg.data.files import load_tensors, read_json
+from dream_pyg.data.files import load_tensors, read_json, write_json
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.schema import ITEM, feature_modalities, feature_name
 from dream_pyg.models import DualRepresentations, Embeddings, Recommender
@@ -198,6 +199,13 @@ def test_line_scores_are_the_test_metrics_of_each_line(run: Run):
         ("synthetic", line, lines[line]["recall@20"], lines[line]["ndcg@20"])
         for line in ("behavior", "modal", "general")
     ]
+
+
+def test_line_scores_of_an_earlier_best_epoch_are_refused(run: Run, tmp_path: Path):
+    paths = RunPaths(Path(shutil.copytree(run.paths.root, tmp_path / "run")))
+    write_json(paths.test_metrics, {**read_json(paths.test_metrics), "epoch": 99})
+    with pytest.raises(StoreError, match=r"has no test_metrics.json of its best epoch. Continue it with"):
+        line_scores(dataclasses.replace(run, paths=paths))
 
 
 def test_a_map_has_each_drawn_node_once_with_its_own_id(run: Run):

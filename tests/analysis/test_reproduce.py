@@ -450,6 +450,7 @@ def test_a_run_on_another_graph_is_refused(baby: Path, tmp_path: Path):
 
 
 def test_a_directory_without_tables_is_refused(baby: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(StoreError, match="holds no tables"):
         reproduce("table1", baby, tmp_path)
 

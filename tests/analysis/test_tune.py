@@ -249,6 +249,7 @@ def test_a_study_of_another_graph_is_refused(finished: StudyResult, shop_graph: 
 
 
 def test_a_directory_that_is_no_study_is_refused(shop_graph: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(StoreError, match="is not a study"):
         search(shop_graph, tmp_path)
 

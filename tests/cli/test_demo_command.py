@@ -42,7 +42,8 @@ def test_demo_compares_four_models_and_recommends_to_five_readers(command: Comma
 
 
 def test_demo_leaves_an_existing_directory_alone(command: Command, tmp_path: Path):
+    (tmp_path / "notes.txt").touch()
     result = command("demo", "--out", tmp_path)
     assert result.exit_code == 1
     assert "exists already" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "notes.txt"]

@@ -33,6 +33,19 @@ def test_tables_have_a_line_for_every_value(command: Command, shop_graph: Path, 
         assert expected in lines
 
 
+def test_hyperparameters_are_shown_with_all_their_digits(command: Command, shop_graph: Path, tmp_path: Path):
+    values = {
+        "training.seed": "123456",
+        "training.epochs": "1",
+        "model.l2_weight": "3e-05",
+        "model.inter_weight": "0.00125",
+    }
+    sets = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    assert command("train", shop_graph, "--model", "dream", *sets, "--run", tmp_path / "run").exit_code == 0
+    lines = [line.split() for line in command("inspect", tmp_path / "run").stdout.splitlines()]
+    assert [[f"config.{key}", value] for key, value in values.items() if [f"config.{key}", value] not in lines] == []
+
+
 def test_what_is_neither_is_refused(command: Command, tmp_path: Path):
     for path in (tmp_path, tmp_path / "missing"):
         result = command("inspect", path)

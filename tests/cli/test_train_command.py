@@ -158,11 +158,27 @@ def test_a_run_on_sampled_graphs_resumes_and_is_evaluated_on_some_users(
 
 
 def test_an_existing_directory_is_refused(command: Command, shop_graph: Path, tmp_path: Path):
-    (tmp_path / "run").mkdir()
-    result = command("train", shop_graph, "--model", "bpr", "--run", tmp_path / "run")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").touch()
+    result = command("train", shop_graph, "--model", "bpr", "--run", run)
     assert result.exit_code == 1
     assert "--resume" in result.stderr
-    assert files_of(tmp_path / "run") == set()
+    assert files_of(run) == {"notes.txt"}
+
+
+def test_an_empty_directory_is_as_good_as_none(command: Command, shop: Path, tmp_path: Path):
+    for name in ("graph", "run", "shipped"):
+        (tmp_path / name).mkdir()
+    for arguments in (
+        ("build-graph", shop, "-k", 5, "--out", tmp_path / "graph"),
+        ("train", tmp_path / "graph", "--model", "popularity", "--run", tmp_path / "run"),
+        ("train", tmp_path / "graph", "--model", "bpr", "--set", "training.epochs=1", "--run", tmp_path / "bpr"),
+        ("export", tmp_path / "bpr", "--out", tmp_path / "shipped"),
+    ):
+        result = command(*arguments)
+        assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "shipped" / "export.json").is_file()
 
 
 def test_memory_that_the_allocator_cannot_have_is_told_in_one_line_and_other_errors_are_not_hidden(

@@ -49,7 +49,11 @@ def test_a_new_store_beside_the_old(command: Command, shop_graph: Path, data: Pa
 
 def test_in_place_and_the_table(command: Command, shop_graph: Path, data: Path, tmp_path: Path):
     graph = Path(shutil.copytree(shop_graph, tmp_path / "graph"))
-    table = command("update-graph", graph, data).stdout
+    refused = command("update-graph", graph, data)
+    assert refused.exit_code == 1
+    assert "Write the new store beside it with --out DIR, or replace it with --overwrite." in refused.stderr
+    assert load_graph(graph).fingerprint == load_graph(shop_graph).fingerprint
+    table = command("update-graph", graph, data, "--overwrite").stdout
     assert "searched users by text" in table
     assert "updated" in table
     assert load_graph(graph).fingerprint != load_graph(shop_graph).fingerprint
@@ -66,7 +70,8 @@ def test_an_interaction_file_has_the_columns_and_the_split_of_the_graph(command:
     columns = ("--user-column", "who", "--item-column", "what")
     build = ("build-graph", *columns, "--split", "leave_last_out", "--format", "json")
     told(command(*build, tmp_path / "january.csv", "--out", tmp_path / "graph"))
-    updated = told(command("update-graph", tmp_path / "graph", tmp_path / "february.csv", "--format", "json"))
+    february = (tmp_path / "february.csv", "--overwrite", "--format", "json")
+    updated = told(command("update-graph", tmp_path / "graph", *february))
     rebuilt = told(command(*build, tmp_path / "february.csv", "--out", tmp_path / "rebuilt"))
     assert (updated["state"], updated["fingerprint"]) == ("updated", rebuilt["fingerprint"])
     assert load_graph(tmp_path / "graph").info["config"]["split"]["method"] == "leave_last_out"

@@ -53,6 +53,19 @@ def test_a_directory_is_replaced_as_a_whole(old: Path):
     assert list(old.parent.iterdir()) == [old]
 
 
+def test_what_a_link_points_to_is_replaced_and_the_link_stays(old: Path):
+    link = old.parent / "links" / "store"
+    link.parent.mkdir()
+    link.symlink_to(old)
+    replace(link)
+    assert (old / "graph.json").read_text() == "new"
+    assert link.is_symlink()
+    files.write_text(link / "graph.json", "newer")
+    assert (old / "graph.json").read_text() == "newer"
+    assert list(link.parent.iterdir()) == [link]
+    assert sorted(old.parent.iterdir()) == [link.parent, old]
+
+
 def test_the_old_directory_is_put_back_if_the_new_cannot_be_renamed(old: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(files, "_rename_to_free", lambda *paths: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(StoreError):

@@ -333,7 +333,9 @@ def test_in_place_and_nothing_to_do(data: Path, tmp_path: Path):
     same, updates = update_store(DatasetConfig.load(data), tmp_path / "graph")
     assert (same.fingerprint, updates) == (load_graph(tmp_path / "graph").fingerprint, None)
     other_features(data)
-    found, updates = update_store(DatasetConfig.load(data), tmp_path / "graph")
+    with pytest.raises(StoreError, match=r"changed inputs.*--out DIR, or replace it with --overwrite"):
+        update_store(DatasetConfig.load(data), tmp_path / "graph")
+    found, updates = update_store(DatasetConfig.load(data), tmp_path / "graph", overwrite=True)
     assert len(updates) == 4
     assert load_graph(tmp_path / "graph").fingerprint == found.fingerprint != same.fingerprint
     again, updates = update_store(DatasetConfig.load(data), tmp_path / "graph", tmp_path / "graph")
@@ -374,7 +376,7 @@ def test_too_few_items_are_refused_as_in_a_build(data: Path, tmp_path: Path):
     build_store(DatasetConfig.load(data), tmp_path / "graph", num_neighbors=39)
     without_items(data)
     with pytest.raises(ConfigError, match="between 1 and 37 for 38 items by image"):
-        update_store(DatasetConfig.load(data), tmp_path / "graph")
+        update_store(DatasetConfig.load(data), tmp_path / "graph", overwrite=True)
 
 
 def test_a_store_of_an_approximate_engine_is_continued(tmp_path: Path):

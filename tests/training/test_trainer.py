@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dream_pyg.data.files import load_tensors, read_json
+from dream_pyg.data.files import load_tensors, read_json, write_json
 from dream_pyg.errors import Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.models import DREAM, Batch
 from dream_pyg.training import trainer
 from dream_pyg.training.model import make_model, prepare_graph
-from dream_pyg.training.run import RunPaths, load_run, read_run_info
+from dream_pyg.training.run import RunPaths, load_run, read_run_info, update_info
 from dream_pyg.training.trainer import train
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import PlantedBlocks
@@ -107,6 +107,28 @@ def test_four_epochs_are_two_and_two_more(stored, tmp_path, options):
     assert train(configure(stored, epochs=2, **options), parts).epochs == 2
     assert train(configure(stored, **options), parts, resume=True).epochs == 4
     assert_same_run(whole, parts)
+
+
+def test_a_run_keeps_where_it_was_begun_and_says_where_it_went_on(stored, tmp_path, caplog):
+    paths = RunPaths(tmp_path / "run")
+    train(configure(stored, epochs=2), paths.root)
+    elsewhere = {"processor": "another", "versions": {"torch": "2.0"}}
+    update_info(paths, **elsewhere)
+    begun = read_json(paths.info)
+    train(configure(stored, epochs=3), paths.root, resume=True)
+    assert "Resuming elsewhere, where results may round in another way: processor " in caplog.text
+    now = read_json(paths.info)
+    assert {key: now[key] for key in elsewhere} == elsewhere
+    (resumed,) = now["resumed"]
+    assert set(resumed) == {"started", *elsewhere}
+    assert resumed["processor"] != "another"
+    assert now["started"] == begun["started"]
+    caplog.clear()
+    del now["resumed"], now["started"]
+    write_json(paths.info, {**now, "processor": resumed["processor"], "versions": resumed["versions"]})
+    train(configure(stored), paths.root, resume=True)
+    assert "elsewhere" not in caplog.text
+    assert "resumed" not in read_json(paths.info)
 
 
 def test_resuming_a_finished_run_changes_nothing(stored, finished):

@@ -14,7 +14,7 @@ from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER, label_name
 from dream_pyg.models import Embeddings, find_model
 from dream_pyg.training import vote as vote_module
-from dream_pyg.training.run import RunPaths, load_run
+from dream_pyg.training.run import RunPaths, load_run, update_info
 from dream_pyg.training.teacher import Teaching, teach
 from dream_pyg.training.trainer import train
 from tests.training.runs import assert_same_run, configure
@@ -186,6 +186,9 @@ def test_when_training_ends_validation_chooses_among_votes(stored, tmp_path):
     longer = train(settings(0.01, (1.0, 5.0)), tmp_path / "parts", resume=True)
     assert longer == several._replace(run=longer.run)
     assert_same_run(tmp_path / "several", tmp_path / "parts")
+    # A vote that was chosen for an earlier best epoch is not that of this one.
+    update_info(run.paths, best_epoch=several.best_epoch - 1)
+    assert load_run(run.paths.root).vote.share == 0.01
     assert train(settings(0.0, (1.0, 5.0)), tmp_path / "none").valid_metrics == pytest.approx(
         evaluate(begun.embeddings(), begun.graph, "valid", ks=(10, 20), metrics=("recall", "ndcg")), rel=1e-6
     )
