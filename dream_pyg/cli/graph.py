@@ -47,9 +47,11 @@ _DATASET_OPTIONS = (
     click.option("--user-column", help="Column of user ids, for a SOURCE that is an interaction file."),
     click.option("--item-column", help="Column of item ids."),
     click.option("--timestamp-column", help="Column of timestamps."),
+    click.option("--rating-column", help="Column of ratings."),
     click.option("--split-column", help="Column that gives each row's split."),
     click.option("--split", type=click.Choice(["given", "random", "leave_last_out", "time"]), help="How to split."),
     click.option("--split-seed", type=int, help="Seed of a random split."),
+    click.option("--min-rating", type=float, help="Keep interactions with at least this rating; by default all."),
     click.option(
         "--k-core", type=click.IntRange(min=0), help="Keep users and items with at least this many interactions."
     ),
@@ -150,7 +152,7 @@ def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, 
     """
     earlier = {} if earlier is None else earlier
     toml = source / "dataset.toml" if source.is_dir() else source
-    columns = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "split")}
+    columns = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "rating", "split")}
     columns = {name: column for name, column in columns.items() if column is not None}
     known: set[str] = set()
     if toml.suffix == ".toml":
@@ -169,7 +171,11 @@ def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, 
             )
     if options["items"] is not None:
         config = config.with_section("items", path=str(options["items"].absolute()))
-    for section, keys in {"split": {"method": "split", "seed": "split_seed"}, "filter": {"k_core": "k_core"}}.items():
+    sections = {
+        "split": {"method": "split", "seed": "split_seed"},
+        "filter": {"min_rating": "min_rating", "k_core": "k_core"},
+    }
+    for section, keys in sections.items():
         values = {key: options[option] for key, option in keys.items() if options[option] is not None}
         if values:
             config = config.with_section(section, **values)

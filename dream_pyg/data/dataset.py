@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FiniteFloat,
     NonNegativeInt,
     PrivateAttr,
     ValidationError,
@@ -24,7 +25,7 @@ from pydantic import (
 
 from dream_pyg.data.features import FeatureMatrix, Neighbors, read_feature_ids, read_features, read_neighbors
 from dream_pyg.data.files import existing_file, read_toml, sha256_file
-from dream_pyg.data.interactions import SPLITS, Interactions, drop_duplicates, k_core, read_interactions
+from dream_pyg.data.interactions import SPLITS, Interactions, at_least, drop_duplicates, k_core, read_interactions
 from dream_pyg.data.splits import (
     DEFAULT_RATIOS,
     Labels,
@@ -60,6 +61,8 @@ class InteractionsConfig(_Section):
     """Column of the item ids."""
     timestamp: str | None = None
     """Column of the time."""
+    rating: str | None = None
+    """Column of the rating."""
     split: str | None = None
     """Column of the split."""
     separator: str | None = None
@@ -68,7 +71,7 @@ class InteractionsConfig(_Section):
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
         roles: dict[str, str] = {}
-        for role in ("user", "item", "timestamp", "split"):
+        for role in ("user", "item", "timestamp", "rating", "split"):
             if (column := getattr(self, role)) is not None and roles.setdefault(column, role) != role:
                 raise ValueError(f"{role} and {roles[column]} are both the column {column!r}; give each its own")
         return self
@@ -87,6 +90,8 @@ class ItemsConfig(_Section):
 class FilterConfig(_Section):
     """What is left out before splitting."""
 
+    min_rating: FiniteFloat | None = None
+    """Lowest rating that counts as an interaction; by default every row does."""
     k_core: NonNegativeInt = 0
     """Fewest interactions of each user and item, to a fixed point; 0 keeps all, also items without interactions."""
 
@@ -356,9 +361,9 @@ class Dataset:
 def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> Dataset:
     """Read, check, clean, split and align everything a configuration names.
 
-    Duplicates are dropped, then the k-core is taken, then interactions are split; at last valid and test lose the
-    interactions of users without one in train. Such users stay in the catalogue, and so do items without interactions
-    unless a k-core was asked for.
+    Low ratings are dropped if asked for, then duplicates, then the k-core is taken, then interactions are split; at
+    last valid and test lose the interactions of users without one in train. Such users stay in the catalogue, and so
+    do items without interactions unless a k-core was asked for.
 
     Args:
         config: The dataset.
@@ -369,11 +374,13 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
     """
     files = _existing_files(config, data_dir)
     columns = config.interactions.model_dump(exclude={"path"})
-    frame = read_interactions(files["interactions"], **columns)
+    lowest = config.filter.min_rating
+    frame = read_interactions(files["interactions"], **columns, with_ratings=lowest is not None)
     method = _split_method(config, frame, files["interactions"])
     if method != "given":
         frame = frame.drop("split", strict=False)
-    unique = drop_duplicates(frame)
+    rated = frame if lowest is None else at_least(frame, lowest)
+    unique = drop_duplicates(rated)
     catalogue, unique = _align_catalogue(config, files, unique)
     core = k_core(unique, config.filter.k_core)
 
@@ -402,7 +409,8 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
     modalities = {name: _read_modality(name, files, catalogue).select(items) for name in config.modalities}
     report = {
         "rows_read": len(frame),
-        "duplicates_dropped": len(frame) - len(unique),
+        **({} if lowest is None else {"low_ratings_dropped": len(frame) - len(rated)}),
+        "duplicates_dropped": len(rated) - len(unique),
         "k_core_dropped": len(unique) - len(core),
         "cold_start_dropped": int(np.count_nonzero(~warm)),
         "num_users": interactions.num_users,

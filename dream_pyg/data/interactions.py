@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 from dream_pyg.data.tables import ITEM_COLUMNS, USER_COLUMNS, Table, parse_ids, parse_text_ids, positions
 from dream_pyg.errors import ConfigError, DataError
 
+logger = logging.getLogger("dream_pyg")
+
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
 
 TIMESTAMP_COLUMNS = ("timestamp",)
+RATING_COLUMNS = ("rating",)
 SPLIT_COLUMNS = ("x_label", "split")
 _LABELS = {
     "0": TRAIN,
@@ -106,8 +110,10 @@ def read_interactions(
     user: str | None = None,
     item: str | None = None,
     timestamp: str | None = None,
+    rating: str | None = None,
     split: str | None = None,
     separator: str | None = None,
+    with_ratings: bool = False,
 ) -> pl.DataFrame:
     """Read interactions as MMRec or RecBole write them (``.inter``), or as ``.csv``, ``.tsv`` or ``.parquet``.
 
@@ -116,12 +122,14 @@ def read_interactions(
         user: Column of the user ids; by default a well-known name, as for the others.
         item: Column of the item ids.
         timestamp: Column of the time, a number or a date.
+        rating: Column of the rating, a number; read only if asked for.
         split: Column that says ``train``, ``valid`` or ``test``, or 0, 1 or 2.
         separator: Between the columns of a text file; by default by suffix.
+        with_ratings: Whether ratings are read, which the file must have then.
 
     Returns:
-        One row for each row of the file (E,) with the columns ``user_id`` and ``item_id`` (Int64 or String) and, where
-        the file has them, ``timestamp`` (Int64 or Float64) and ``split`` (UInt8).
+        One row for each row of the file (E,) with the columns ``user_id`` and ``item_id`` (Int64 or String), where the
+        file has them ``timestamp`` (Int64 or Float64) and ``split`` (UInt8), and if asked for ``rating`` (Float64).
 
     Raises:
         DataError: If the file is missing or damaged, a column is missing, or a value is missing or not understood.
@@ -133,10 +141,25 @@ def read_interactions(
         "timestamp": table.find_optional("timestamp", TIMESTAMP_COLUMNS, timestamp),
         "split": table.find_optional("split", SPLIT_COLUMNS, split),
     }
+    if with_ratings:
+        found["rating"] = table.find("rating", RATING_COLUMNS, rating)
+    elif (ignored := table.find_optional("rating", RATING_COLUMNS, rating)) is not None:
+        logger.info(
+            "Ratings are not looked at: each row of %s is an interaction, whatever its %r. To leave low ones out, give "
+            "--min-rating, or min_rating in [filter] of a dataset.toml",
+            table.path,
+            ignored,
+        )
     columns = {role: name for role, name in found.items() if name is not None}
     frame = table.read(columns)
     ids = parse_ids if table.separator is None else parse_text_ids
-    parsers = {"user_id": ids, "item_id": ids, "timestamp": _parse_timestamps, "split": _parse_splits}
+    parsers = {
+        "user_id": ids,
+        "item_id": ids,
+        "timestamp": _parse_timestamps,
+        "rating": _parse_ratings,
+        "split": _parse_splits,
+    }
     return frame.select(
         parsers[role](frame[role], f"Interactions: {table.path}, column {name!r}").alias(role)
         for role, name in columns.items()
@@ -163,6 +186,25 @@ def drop_duplicates(frame: pl.DataFrame) -> pl.DataFrame:
     keep = np.ones(len(frame), dtype=bool)
     keep[dropped["row"].to_numpy()] = False
     return frame.filter(pl.Series(keep))
+
+
+def at_least(frame: pl.DataFrame, min_rating: float) -> pl.DataFrame:
+    """Keep interactions with a rating that is not too low, and leave the column out.
+
+    Args:
+        frame: Interactions (E,) with the column ``rating``.
+        min_rating: The lowest rating that is kept.
+
+    Raises:
+        DataError: If nothing remains.
+    """
+    kept = frame.filter(pl.col("rating") >= min_rating).drop("rating")
+    if kept.is_empty():
+        raise DataError(
+            f"None of the {len(frame)} ratings is at least {min_rating:g}; the highest is {frame['rating'].max():g}. "
+            "Lower filter.min_rating, or leave it out."
+        )
+    return kept
 
 
 def k_core(frame: pl.DataFrame, k: int) -> pl.DataFrame:
@@ -211,6 +253,17 @@ def _parse_timestamps(values: pl.Series, where: str) -> pl.Series:
     raise DataError(
         f"{where}: expected a number or a date such as 2023-12-31 in each row, got {values[row]!r} in row {row + 1} "
         "(rows count from 1 below the header). Give every row its time, or remove the column."
+    )
+
+
+def _parse_ratings(values: pl.Series, where: str) -> pl.Series:
+    ratings = values.cast(pl.Float64, strict=False)
+    if ratings.is_finite().fill_null(False).all():
+        return ratings
+    row = int((~ratings.is_finite().fill_null(False)).arg_max())
+    raise DataError(
+        f"{where}: expected a number in each row, got {values[row]!r} in row {row + 1} (rows count from 1 below the "
+        "header). Give every row its rating, or leave min_rating out."
     )
 
 

@@ -157,6 +157,37 @@ def test_integer_like_ids_match_a_catalogue_of_strings(shop: Path) -> None:
     assert external_pairs(dataset, "valid") == [("al", "20")]
 
 
+def test_low_ratings_are_left_out_first_or_said_not_to_be_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("al", 10, 5), ("al", 10, 1), ("al", 20, 3.5), ("bo", 10, 4), ("bo", 20, 3), ("bo", 30, 5), ("cy", 30, 2)]
+    rows = [(*row, "train") for row in rows] + [("al", 40, 5, "test"), ("bo", 40, 5, "valid")]
+    write_interactions(tmp_path / "shop.csv", rows, "user,item,rating:float,split")
+    with caplog.at_level("INFO", "dream_pyg"):
+        assert len(external_pairs(load(tmp_path), "train")) == 6
+    assert "shop.csv is an interaction, whatever its 'rating'. To leave low ones out, give --min-rating" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "dream_pyg"):
+        dataset = load(tmp_path, filter={"min_rating": 3.5})
+    assert caplog.text == ""
+    assert sorted(external_pairs(dataset, "train")) == [("al", 10), ("al", 20), ("bo", 10), ("bo", 30)]
+    assert [dataset.report[key] for key in ("rows_read", "low_ratings_dropped", "duplicates_dropped")] == [9, 3, 0]
+    assert list(dataset.interactions.user_ids) == ["al", "bo"]
+    write_interactions(tmp_path / "shop.csv", [("al", 1, "5"), ("al", 2, "good")], "user,item,stars")
+    lowest = {"min_rating": 3}
+    with pytest.raises(DataError, match=r"column 'stars': expected a number in each row, got 'good' in row 2"):
+        load(tmp_path, interactions={"path": "shop.csv", "rating": "stars"}, filter=lowest)
+    for rating in ("starts", None):
+        with pytest.raises(DataError, match="rating") as caught:
+            load(tmp_path, interactions={"path": "shop.csv", "rating": rating}, filter=lowest)
+        assert "stars" in str(caught.value)
+    with pytest.raises(ConfigError, match="rating and item are both the column 'item'"):
+        load(tmp_path, interactions={"path": "shop.csv", "item": "item", "rating": "item"}, filter=lowest)
+    write_interactions(tmp_path / "shop.csv", [("al", 1, 5), ("al", 2, 4)], "user,item,rating")
+    with pytest.raises(DataError, match=r"None of the 2 ratings is at least 6; the highest is 5. Lower"):
+        load(tmp_path, filter={"min_rating": 6})
+
+
 def test_the_k_core_keeps_features_and_neighbours_aligned(tmp_path: Path) -> None:
     square = [(user, item) for user in (1, 2, 3) for item in ("b", "d", "e")]
     write_interactions(tmp_path / "shop.csv", [*square, (1, "a"), (2, "c"), (9, "b")], "user,item")
