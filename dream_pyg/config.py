@@ -256,7 +256,7 @@ class RunConfig(_Section):
             model: The model.
             num_neighbors: Neighbours of each node in the relation graphs.
             preset: Name or path of a preset (:mod:`dream_pyg.presets`).
-            overrides: Single values.
+            overrides: Single values; ``none`` takes one back to its default.
 
         Raises:
             ConfigError: If a key or preset is unknown, a value is out of range, or graph or model is missing.
@@ -374,7 +374,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise ConfigError(f"Cannot set {key!r}: {section!r} is a value, not a table.")
-    table[name] = _parse_value(text.strip())
+    value = _parse_value(text.strip())
+    if value == "none":
+        table.pop(name, None)
+    elif value != {} or not isinstance(table.get(name), dict):  # An empty table asks for one, and leaves what is there.
+        table[name] = value
 
 
 def _parse_value(text: str) -> Any:

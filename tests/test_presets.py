@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dream_pyg.config import RunConfig
+from dream_pyg.config import RunConfig, SamplingConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.presets import find_preset, load_presets, preset_names
 
@@ -69,6 +69,23 @@ def test_a_file_changes_single_values_of_a_presets_tables(tmp_path: Path):
 def test_the_model_may_come_from_an_override(preset: Path):
     config = RunConfig.create(graph="graph", preset=preset, overrides=["model.name=dream"])
     assert config.model["intra_weight"] == 0.5
+
+
+def test_an_override_of_none_is_the_default_and_an_empty_table_leaves_one_that_is_there(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[dream]\nsource = "x"\n[dream.training.sampling]\nrelations = 9\n[dream.training.teacher]\nvote = 0.5\n'
+    )
+
+    def training(*overrides: str):
+        return RunConfig.create(graph="graph", model="dream", preset=path, overrides=overrides).training
+
+    assert training("training.sampling={}").sampling.relations == 9
+    assert training("training.sampling=none").sampling is None
+    assert training("training.sampling=none", "training.sampling={}").sampling.relations == SamplingConfig().relations
+    assert training("training.sampling.relations=none").sampling.relations == SamplingConfig().relations
+    assert training("training.teacher=none").teacher is None
+    assert training("training.eval_users=none").eval_users is None
 
 
 def test_overrides_are_applied_once(preset: Path):

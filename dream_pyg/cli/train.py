@@ -45,7 +45,9 @@ Example:
     help=f"With --preset auto: after this time, no further trial begins.  [default: {_BUDGET:g}]",
 )  # fmt: skip
 @click.option("--num-neighbors", type=int, help="Neighbours of each node to train with; by default all of GRAPH's.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value; none for its default."
+)
 @click.option("--seed", type=int, help="Short for --set training.seed=N.")
 @click.option("--device", help="Short for --set training.device=NAME: auto, cpu, cuda, cuda:1.")
 @click.option(

@@ -129,6 +129,5 @@ def _made(name: str, hyperparameters: Any, graph: HeteroData) -> Recommender:
     except ConfigError as error:
         raise ConfigError(
             f"The teacher {name}: {error} For another teacher, --set \"training.teacher.model={{name='itemknn'}}\" "
-            "--set training.teacher.l2_weights=[]; for none, --set training.teacher.share=0 "
-            "--set training.teacher.vote=0."
+            "--set training.teacher.l2_weights=[]; for none, --set training.teacher=none."
         ) from error

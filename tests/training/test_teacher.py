@@ -138,7 +138,7 @@ def test_validation_chooses_among_the_teachers_weights(stored):
 def test_a_catalogue_too_large_for_the_teacher_is_told_what_to_do(stored):
     config = TeacherConfig(model={"max_memory_gb": 1e-9}, l2_weights=(1.0, 2.0))
     with pytest.raises(
-        ConfigError, match=r"The teacher addease: AddEASE needs .*name='itemknn'.*l2_weights=\[\].*share=0"
+        ConfigError, match=r"The teacher addease: AddEASE needs .*name='itemknn'.*l2_weights=\[\].*teacher=none"
     ):
         teach(stored.graph, config)
     without = copy.copy(stored.graph)
