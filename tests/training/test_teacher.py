@@ -144,7 +144,7 @@ def test_a_catalogue_too_large_for_the_teacher_is_told_what_to_do(stored):
     without = copy.copy(stored.graph)
     for modality in ("image", "text"):
         del without["item"][f"x_{modality}"]
-    with pytest.raises(ConfigError, match=r"The teacher addease: .* needs features .*share=0"):
+    with pytest.raises(ConfigError, match=r"The teacher addease: .* needs features .*teacher=none"):
         teach(without, TeacherConfig())
     overrides = ["training.teacher.model={name='itemknn'}", "training.teacher.l2_weights=[]"]
     chosen = RunConfig.create(graph="g", model="dream", preset="best", overrides=overrides).training.teacher
