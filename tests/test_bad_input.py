@@ -267,6 +267,22 @@ def test_unusable_configuration(
         results.append(command("train", shop_graph, *arguments, "--run", tmp_path / "runs" / "run"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["evaluate", "RUN", "--split", "valid", "--mask-valid"], ("--mask-valid is for the test split", "'valid'")),
+        (["recommend", "RUN", "--out", "top.csv", "--format", "json"], ("--format says how to print", "top.csv")),
+        (["export", "RUN", "--out", "shipped", "--min-recall", "0.9"], ("--min-recall is for --index ivf",)),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_options_that_would_do_nothing(
+    command: Command, shop_run: Path, tmp_path: Path, arguments: list[str], fragments: tuple[str, ...]
+):
+    with refusal(tmp_path, 2, *fragments) as results:
+        results.append(command(*(shop_run if argument == "RUN" else argument for argument in arguments)))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 @pytest.mark.parametrize("name", ["recommend", "evaluate"])
 def test_a_device_that_is_not_here(command: Command, shop_run: Path, tmp_path: Path, name: str):

@@ -180,17 +180,17 @@ def tune(
     return StudyResult(out, base.training.metric, trials, best, test_metrics)
 
 
-def tuned_config(
+def search_run(
     model: str,
     graph: str | Path,
     study: str | Path,
     run: str | Path,
     *,
-    budget: float,
+    timeout: float,
     seed: int = 0,
     overrides: Iterable[str] = (),
-) -> RunConfig:
-    """The configuration that a short study finds for a graph: what ``--preset auto`` stands for.
+) -> tuple[RunConfig, bool]:
+    """Search a configuration for a graph by a short study: what ``--preset auto`` stands for.
 
     The study begins at the preset ``best`` if that knows the model, else at the defaults, and may be continued. The
     training of its best trial is not made again: its run is copied to ``run``, where resuming it reads the test split.
@@ -200,9 +200,12 @@ def tuned_config(
         graph: The graph store.
         study: Directory of the study.
         run: Directory of the run, which is not there yet.
-        budget: Seconds after which no further trial begins.
+        timeout: Seconds after which no further trial begins.
         seed: Seed of the study and of every training.
         overrides: ``section.key=value`` that hold in the study and after it.
+
+    Returns:
+        What was found, and whether ``run`` has the training with it.
 
     Raises:
         MissingExtraError: If Optuna is not installed.
@@ -212,16 +215,17 @@ def tuned_config(
     overrides = list(overrides)
     preset = "best" if model in load_presets("best") else None
     result = tune(
-        model, graph, study, num_trials=_UNLIMITED, seed=seed, overrides=overrides, preset=preset, timeout=budget
+        model, graph, study, num_trials=_UNLIMITED, seed=seed, overrides=overrides, preset=preset, timeout=timeout
     )
     overrides.append(f"{SEED}={seed}")
     config = RunConfig.create(graph=graph, model=model, preset=Path(study) / BEST, overrides=overrides)
     trial = result.path / TRIALS / f"{result.best.number:03d}"
     differing = [line for line in config.differences(RunConfig.load(RunPaths(trial).config)) if line[:6] != "graph:"]
-    if not differing:
-        with atomic_directory(run) as directory:
-            shutil.copytree(trial, directory, dirs_exist_ok=True)
-    return config
+    if differing:
+        return config, False
+    with atomic_directory(run) as directory:
+        shutil.copytree(trial, directory, dirs_exist_ok=True)
+    return config, True
 
 
 class _Search:

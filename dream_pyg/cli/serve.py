@@ -8,6 +8,7 @@ import click
 
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.data.files import read_lines
+from dream_pyg.errors import ConfigError
 from dream_pyg.serving import (
     EXPORT_FORMATS,
     EXPORT_INDICES,
@@ -53,6 +54,11 @@ def recommend(
 ) -> None:
     """Recommend the top k items to users, by the external ids of the data."""
     if out is not None:
+        if output_format == "json":
+            raise ConfigError(
+                f"--format says how to print, and nothing is printed with --out; what is written, the suffix of {out} "
+                "says: .parquet, .csv or .json. Leave one of them out."
+            )
         check_table_path(out)
     named = [*users, *(read_lines(users_file, "Users file") if users_file is not None else [])]
     wanted = named if users or users_file is not None else None
@@ -76,23 +82,25 @@ def recommend(
               help="How embeddings are stored.")  # fmt: skip
 @click.option("--index", type=click.Choice(EXPORT_INDICES), default="flat", show_default=True,
               help="Exact, or an inverted file for large catalogues.")  # fmt: skip
-@click.option("--min-recall", type=float, default=0.95, show_default=True,
-              help="What an inverted file has to find of the true top 20.")  # fmt: skip
+@click.option("--min-recall", type=float,
+              help="What an inverted file has to find of the true top 20.  [default: 0.95]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the directory if it exists.")
 @click.option("--graph", type=click.Path(path_type=Path), help="The graph store, if it has moved since training.")
 def export(
-    run: Path, out: Path, file_format: str, index: str, min_recall: float, overwrite: bool, graph: Path | None
+    run: Path, out: Path, file_format: str, index: str, min_recall: float | None, overwrite: bool, graph: Path | None
 ) -> None:
     """Write embeddings, external ids and a faiss index that answers the same top-k, before seen items are left out.
 
     A teacher's vote is no inner product, and left out: `recommend` has it.
     """
+    if min_recall is not None and index == "flat":
+        raise ConfigError("--min-recall is for --index ivf; a flat index finds all. Leave it out, or add that.")
     info = export_run(
         load_run(run, device="cpu", graph=graph),
         out,
         format=file_format,
         index=index,
-        min_recall=min_recall,
+        min_recall=0.95 if min_recall is None else min_recall,
         overwrite=overwrite,
     )
     click.echo(f"{info['users']:,} users and {info['items']:,} items x {info['embedding_dim']} written to {out}")

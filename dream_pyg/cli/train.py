@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dream_pyg import ranks
-from dream_pyg.analysis.tune import tuned_config
+from dream_pyg.analysis.tune import search_run
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.config import SEED, RunConfig, override_key
 from dream_pyg.errors import ConfigError, ResumeError
@@ -49,6 +49,8 @@ Example:
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value; none for its default."
 )
 @click.option("--seed", type=int, help="Short for --set training.seed=N.")
+@click.option("--epochs", type=int, help="Short for --set training.epochs=N.")
+@click.option("--patience", type=int, help="Short for --set training.patience=N.")
 @click.option("--device", help="Short for --set training.device=NAME: auto, cpu, cuda, cuda:1.")
 @click.option(
     "--sampled", is_flag=True, help="Train on sampled neighbourhoods, for large catalogues: --set training.sampling={}."
@@ -66,6 +68,8 @@ def train(
     num_neighbors: int | None,
     overrides: tuple[str, ...],
     seed: int | None,
+    epochs: int | None,
+    patience: int | None,
     device: str | None,
     sampled: bool,
     no_test: bool,
@@ -79,39 +83,43 @@ def train(
     """
     if budget is not None and preset != "auto":
         raise ConfigError("--budget is for --preset auto. Leave it out, or add that.")
-    short = {"training.seed": seed, "training.device": device}
+    short = {
+        "training.seed": seed,
+        "training.epochs": epochs,
+        "training.patience": patience,
+        "training.device": device,
+    }
     if sampled:
         overrides = ("training.sampling={}", *overrides)
     overrides = (*overrides, *(f"{key}={value}" for key, value in short.items() if value is not None))
 
-    def configure() -> RunConfig:
+    def configure() -> tuple[RunConfig, bool]:
+        """The configuration, and whether it is that of a run which is there and goes on."""
         config = RunPaths(run).config
         if resume and file is None and not config.is_file():
             raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
         if preset == "auto" and not resume:
             return _tuned(graph, model, file, run, num_neighbors, overrides, _BUDGET if budget is None else budget)
-        resumed = RunConfig.load(config) if resume and file is None and preset not in (None, "auto") else None
-        if resumed is not None:  # What the preset says is then compared with what the run was begun with.
-            return RunConfig.create(
-                graph=graph or resumed.graph,
-                model=model or resumed.model_name,
-                num_neighbors=num_neighbors,
-                preset=preset,
-                overrides=overrides,
-            )
-        return RunConfig.create(
-            file=config if resume and file is None else file,
-            graph=graph,
-            model=model,
+        source, on, what = file, graph, model
+        if resume and file is None:
+            if preset in (None, "auto"):
+                source = config
+            else:  # What the preset says is then compared with what the run was begun with.
+                begun = RunConfig.load(config)
+                on, what = graph or Path(begun.graph), model or begun.model_name
+        created = RunConfig.create(
+            file=source,
+            graph=on,
+            model=what,
             num_neighbors=num_neighbors,
             preset=None if preset == "auto" else preset,
             overrides=overrides,
         )
+        return created, resume
 
     with ranks.joined():
-        config = ranks.together(configure)
-        # A search leaves the run of its best trial there.
-        result = train_run(config, run, resume=resume or (preset == "auto" and run.exists()), test=not no_test)
+        config, goes_on = ranks.together(configure)
+        result = train_run(config, run, resume=goes_on, test=not no_test)
     if not ranks.speaks():
         return
     if output_format == "json":
@@ -130,8 +138,8 @@ def _tuned(
     num_neighbors: int | None,
     overrides: tuple[str, ...],
     budget: float,
-) -> RunConfig:
-    """What --preset auto stands for."""
+) -> tuple[RunConfig, bool]:
+    """What --preset auto stands for, and whether the search left the run of its best trial at RUN."""
     if graph is None or model is None or file is not None:
         raise ConfigError("--preset auto needs GRAPH and --model, and no --config. Give other values with --set.")
     if ranks.num_ranks() > 1:
@@ -144,7 +152,7 @@ def _tuned(
     seed = RunConfig.create(graph=graph, model=model, overrides=overrides).training.seed
     overrides = tuple(override for override in overrides if override_key(override) != SEED)
     study = run.with_name(f"{run.name}.study")
-    return tuned_config(model, graph, study, run, budget=60 * budget, seed=seed, overrides=overrides)
+    return search_run(model, graph, study, run, timeout=60 * budget, seed=seed, overrides=overrides)
 
 
 @click.command(epilog=_EVALUATE_EPILOG)
@@ -171,6 +179,8 @@ def evaluate(
     output_format: str,
 ) -> None:
     """Rank the whole catalogue with a RUN's best epoch: the model, and each of its lines alone where it has two."""
+    if mask_valid and split != "test":
+        raise ConfigError(f"--mask-valid is for the test split, and this is {split!r}. Leave it out.")
     opened = load_run(run, device=device, graph=graph)
     lines = evaluate_lines(opened, split, ks=ks, mask_valid=mask_valid, num_users=num_users)
     if output_format == "json":

@@ -23,6 +23,8 @@ USER_COLUMNS = ("userID", "user_id", "user")
 ITEM_COLUMNS = ("itemID", "item_id", "item", "asin")
 SEPARATORS = {".inter": "\t", ".item": "\t", ".tsv": "\t", ".csv": ","}
 PARQUET = ".parquet"
+_END = 1 << 10
+"""Bytes at the end of a text file in which blank lines are looked for."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Table:
             DataError: If there is no such column, or several.
         """
         candidates = [name for name in self.columns if name in ((named,) if named is not None else known)]
+        # A name that a header has again is read under another one.
+        candidates += [name for name in candidates if f"{self.columns[name]}_duplicated_0" in self.columns]
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
@@ -135,13 +139,14 @@ class Table:
     def _read(self, columns: list[str]) -> pl.DataFrame:
         if self.separator is None:
             return pl.read_parquet(self.path, columns=columns)
-        return pl.read_csv(
+        frame = pl.read_csv(
             self.path,
             separator=self.separator,
             columns=columns,
             infer_schema=False,
             quote_char=_quote(self.separator),
         )
+        return _without_blank_end(frame, self.path)
 
 
 def read_item_ids(path: str | Path, column: str | None = None, separator: str | None = None) -> pl.Series:
@@ -247,6 +252,17 @@ def kind(ids: pl.Series) -> str:
 def _header(path: Path, separator: str) -> list[str]:
     frame = pl.read_csv(path, separator=separator, n_rows=0, infer_schema=False, quote_char=_quote(separator))
     return list(frame.columns)
+
+
+def _without_blank_end(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """The rows of a text file less those of blank lines at its end, which an editor may have left."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _END))
+        end = file.read()
+    blank = end[len(end.rstrip(b"\r\n")) :].count(b"\n") - 1
+    while blank > 0 and len(frame) and all(value is None for value in frame.row(-1)):
+        frame, blank = frame.head(-1), blank - 1
+    return frame
 
 
 def _quote(separator: str) -> str | None:

@@ -255,6 +255,13 @@ def test_evaluate_on_valid_gives_what_chose_the_epoch(command: Command, shop_run
     assert {name: told["lines"]["general"][name] for name in best} == pytest.approx(best, rel=1e-6)
 
 
+def test_epochs_and_patience_have_options_of_their_own(command: Command, shop_graph: Path, tmp_path: Path):
+    short = ("--epochs", 2, "--patience", 7, "--seed", 3)
+    assert command("train", shop_graph, "--model", "bpr", *short, *CPU, "--run", tmp_path / "run").exit_code == 0
+    training = RunConfig.load(tmp_path / "run" / "config.toml").training
+    assert (training.epochs, training.patience, training.seed) == (2, 7, 3)
+
+
 def test_masking_validation_items_never_lowers_a_hit(command: Command, shop_run: Path):
     plain, masked = (
         json.loads(command("evaluate", shop_run, *flag, "--format", "json").stdout)["lines"]["general"]

@@ -106,6 +106,15 @@ def test_read_quotes(tmp_path: Path) -> None:
     assert read_interactions(write(tmp_path / "a.tsv", 'user\titem\n"a\tx"\n')).rows() == [('"a', 'x"')]
 
 
+@pytest.mark.parametrize("end", ["\n", "\n\n\n", "\r\n\r\n", ""])
+@pytest.mark.parametrize("name", ["a.csv", "a.inter"])
+def test_read_blank_lines_at_the_end(tmp_path: Path, name: str, end: str) -> None:
+    path = tmp_path / name
+    text = "user,item,note\n1,2,\n3,4," if name == "a.csv" else "user\titem\tnote\n1\t2\tx\n3\t4\tx"
+    path.write_bytes((text + end).encode())
+    assert read_interactions(path).rows() == [(1, 2), (3, 4)]
+
+
 def test_read_byte_order_mark_and_crlf(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("\ufeffuser,item\r\nu,7\r\n".encode())
@@ -140,6 +149,10 @@ def test_read_parquet_times(tmp_path: Path, times: list[object], expected: list[
         ("a.csv", "user,item\n", "has a header but no rows"),
         ("a.csv", "user,rating\n1,2\n", "no column for the item.*found 'user', 'rating'.*`item` in a .*--item-column"),
         ("a.csv", "user,user_id,item\n1,2,3\n", "several columns for the user: user, user_id"),
+        ("a.csv", "user,item,item\n1,2,3\n", "several columns for the item: item, item"),
+        ("a.csv", "user,item\n1,2\n\n3,4\n", "'user': the id in row 2 is missing"),
+        ("a.csv", "user,item\n1,2\n,\n", "'user': the id in row 2 is missing"),
+        ("a.csv", "user,item\n\n\n", "a.csv has a header but no rows"),
         ("a.csv", "user,item\n1,2\n,3\n,4\n", "'user': the id in row 2 is missing .2 in all"),
         ("a.csv", "user,item\n1,2\n1\n", "'item': the id in row 2 is missing"),
         ("a.csv", "user,item\n1,2,3\n", "is damaged"),
