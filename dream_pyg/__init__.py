@@ -13,7 +13,9 @@ from dream_pyg import environment  # noqa: F401 - comes before PyTorch
 
 # isort: split
 from dream_pyg.analysis.figures import make_figure
-from dream_pyg.config import RunConfig, TrainingConfig
+from dream_pyg.analysis.reproduce import reproduce
+from dream_pyg.analysis.tune import tune
+from dream_pyg.config import RunConfig, SamplingConfig, TeacherConfig, TrainingConfig
 from dream_pyg.data.dataset import Dataset, DatasetConfig, load_dataset
 from dream_pyg.data.synthetic import make_synthetic
 from dream_pyg.errors import (
@@ -42,6 +44,7 @@ from dream_pyg.models import (
     MostPopular,
     Recommender,
     Scorer,
+    find_model,
 )
 from dream_pyg.ranking import recommend
 from dream_pyg.serving import export_run, recommend_table
@@ -68,10 +71,12 @@ __all__ = [
     "ResumeError",
     "Run",
     "RunConfig",
+    "SamplingConfig",
     "Scorer",
     "SearchError",
     "StoreError",
     "StoredGraph",
+    "TeacherConfig",
     "TrainResult",
     "TrainingConfig",
     "TrainingError",
@@ -79,6 +84,7 @@ __all__ = [
     "build_store",
     "evaluate",
     "export_run",
+    "find_model",
     "load_dataset",
     "load_graph",
     "load_run",
@@ -86,6 +92,8 @@ __all__ = [
     "make_synthetic",
     "recommend",
     "recommend_table",
+    "reproduce",
     "train",
+    "tune",
     "update_store",
 ]

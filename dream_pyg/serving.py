@@ -245,11 +245,6 @@ def _make_index(
     return index, about
 
 
-def load_index(path: str | Path) -> faiss.Index:
-    """Load ``items.faiss`` of an export."""
-    return faiss.deserialize_index(np.frombuffer(Path(path).read_bytes(), dtype=np.uint8))
-
-
 def _user_rows(run: Run, users: Sequence[Any]) -> torch.Tensor:
     known = run.stored.user_ids
     # Ids arrive as text from a command line, whatever their type in the data.

@@ -41,7 +41,7 @@ from dream_pyg.graph.store import load_graph, read_info
 from dream_pyg.models import find_model
 from dream_pyg.presets import load_presets
 from dream_pyg.training.model import check_requirements
-from dream_pyg.training.run import RunPaths, load_run, read_best, read_run_info
+from dream_pyg.training.run import RunPaths, load_run, read_best, read_epochs, read_run_info, seconds_of
 from dream_pyg.training.trainer import train
 
 logger = logging.getLogger("dream_pyg")
@@ -417,8 +417,7 @@ def _users_of(run: Path, graph: str, split: str) -> tuple[dict[str, float], Tens
 def _run(task: Task) -> dict[str, Any]:
     """What a table says of a finished run."""
     paths = RunPaths(task.run)
-    info, lines = read_run_info(paths), paths.metrics.read_text(encoding="utf-8").splitlines()
-    epochs = [json.loads(line) for line in lines]
+    info = read_run_info(paths)
     return {
         "run": str(task.run),
         "seed": info["seed"],
@@ -426,7 +425,7 @@ def _run(task: Task) -> dict[str, Any]:
         **({"test": read_json(paths.test_metrics)["lines"]["general"]} if task.test else {}),
         "best_epoch": info["best_epoch"],
         "epochs": info["epochs"],
-        "seconds": round(sum(epoch["train_seconds"] + epoch.get("evaluate_seconds", 0.0) for epoch in epochs), 1),
+        "seconds": seconds_of(read_epochs(paths)),
         "device": info["device"],
         "resumed": info.get("resumed", []),
         "processor": info.get("processor", ""),  # which older runs do not say

@@ -39,7 +39,7 @@ from dream_pyg.errors import ConfigError, MissingExtraError, ResumeError, StoreE
 from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.presets import find_preset, load_presets
-from dream_pyg.training.run import RunPaths
+from dream_pyg.training.run import RunPaths, read_epochs, seconds_of
 from dream_pyg.training.trainer import train
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ class _Search:
                 trial.report(metrics[metric], epoch)
             return trial.should_prune()
 
-        before = _read_epochs(paths) if begun else []
+        before = read_epochs(paths) if begun else []
         pruned = any(observe(line["epoch"], line["valid"]) for line in before if "valid" in line)
         try:
             if not pruned:
@@ -329,15 +329,15 @@ class _Search:
                 raise
             logger.info("trial %d: %s", number, error)
             pruned = True
-        lines = _read_epochs(paths)
-        seconds = sum(line["train_seconds"] + line.get("evaluate_seconds", 0.0) for line in lines)
+        epochs = read_epochs(paths)
+        ended = "pruned" if pruned else "complete"
         best_epoch = max(told, key=lambda epoch: told[epoch], default=0)
-        self._tell(trial, "pruned" if pruned else "complete", told.get(best_epoch), best_epoch, len(lines), seconds)
+        self._tell(trial, ended, told.get(best_epoch), best_epoch, len(epochs), seconds_of(epochs))
 
     def _tell(
         self, trial: optuna.Trial, state: str, value: float | None, best_epoch: int, epochs: int, seconds: float
     ) -> None:
-        told = {"value": value, "best_epoch": best_epoch, "epochs": epochs, "seconds": round(seconds, 1)}
+        told = {"value": value, "best_epoch": best_epoch, "epochs": epochs, "seconds": seconds}
         for name, attribute in told.items():
             trial.set_user_attr(name, attribute)
         complete = state == "complete"
@@ -409,12 +409,6 @@ def _is_begun(paths: RunPaths, config: RunConfig) -> bool:
         return False
     there = RunConfig.load(paths.config)
     return _described_config(there) == _described_config(config)
-
-
-def _read_epochs(paths: RunPaths) -> list[dict[str, Any]]:
-    if not paths.metrics.is_file():
-        return []
-    return [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
 
 
 def _told(trial: Any) -> dict[str, Any]:

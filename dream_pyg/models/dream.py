@@ -72,8 +72,10 @@ class DREAM(Recommender):
         Fidelity, by field of :class:`Config`. EXACT: ``embedding_dim``, ``num_layers``, ``temperature``, the
         regularisation of 1e-4, the additive fusion. CHOSEN by measurement: ``gate_input``, ``feature_scaling``,
         ``normalize_alignment``, ``normalize_signal``, ``center_signal``, ``squared_signal``, and batch means in place
-        of sums. UNKNOWN in the paper: the three loss weights and the number of neighbours; the defaults were chosen
-        on validation.
+        of sums; and the target of Eq. 12, which is the weighted mean over modalities of the cosines of their raw
+        features, where the paper multiplies weighted sums over modalities, whose features must have one width then.
+        UNKNOWN in the paper: the three loss weights and the number of neighbours; the defaults were chosen on
+        validation.
     """
 
     @model_config

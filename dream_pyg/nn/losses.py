@@ -92,8 +92,10 @@ def similarity_signal(
         A scalar.
 
     Note:
-        Fidelity: cosine as the similarity of raw features is that of Eq. 5 (EXACT there, CHOSEN here); the squared
-        norm is the MSE of the paper's second version (its first writes the norm itself).
+        Fidelity: cosine as the similarity of raw features is that of Eq. 5 (EXACT there, CHOSEN here), and so is their
+        weighted mean over modalities (the paper adds features up before it multiplies them, which takes features of
+        one width and compares those of different modalities); the squared norm is the MSE of the paper's second
+        version (its first writes the norm itself).
     """
     z = F.normalize(representation, dim=-1) if normalize else representation
     total = ranks.sum_over_ranks(z.T @ z).square().sum()
@@ -114,7 +116,7 @@ def similarity_signal_norm(
     node: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
-    r"""Eq. 12 as the paper's first version prints it: :math:`\lVert\mathbf Z\mathbf Z^\top-\mathbf T\rVert_F / B`.
+    r"""Eq. 12 as a norm, as the paper's first version: :math:`\lVert\mathbf Z\mathbf Z^\top-\mathbf T\rVert_F / B`.
 
     A root does not separate, so the (B, B) matrices are built: slower than :func:`similarity_signal`, same arguments.
     Each of several processes builds them whole.

@@ -243,6 +243,18 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
     }
 
 
+def read_epochs(paths: RunPaths) -> list[dict[str, Any]]:
+    """What is noted of each epoch so far."""
+    if not paths.metrics.is_file():
+        return []
+    return [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def seconds_of(epochs: list[dict[str, Any]]) -> float:
+    """How long epochs took, with their validations."""
+    return round(sum(epoch["train_seconds"] + epoch.get("evaluate_seconds", 0.0) for epoch in epochs), 1)
+
+
 def save_best(paths: RunPaths, weights: Mapping[str, Tensor], epoch: int, metrics: dict[str, float]) -> None:
     """Write the weights of the best epoch so far, with its metrics on validation."""
     save_tensors(paths.best, weights, {"epoch": str(epoch), "valid": json.dumps(metrics)})

@@ -375,7 +375,7 @@ class _Session:
 
     def fit(self) -> None:
         """Train until the last epoch or until validation no longer improves, or solve what has a closed form."""
-        if not self.optimizers:
+        if not self.model.learns:
             started = time.perf_counter()
             self.model.fit(self.graph)
             self._validate(time.perf_counter() - started, {})

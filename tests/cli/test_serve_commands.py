@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import polars as pl
 import pytest
@@ -15,7 +16,7 @@ from click.testing import Result
 
 from dream_pyg import DatasetConfig, RunConfig, build_store, load_run, serving, train
 from dream_pyg.data.files import load_tensors, sha256_file
-from dream_pyg.serving import load_index, write_table
+from dream_pyg.serving import write_table
 
 Command = Callable[..., Result]
 COLUMNS = ["user_id", "rank", "item_id", "score"]
@@ -231,7 +232,7 @@ def test_the_exported_index_answers_like_recommend(command: Command, shop_run: P
     np.testing.assert_array_equal(user, embeddings.user.numpy())
     np.testing.assert_array_equal(item, embeddings.item.numpy())
 
-    score, found = load_index(out / "items.faiss").search(np.ascontiguousarray(user), 10)
+    score, found = faiss.read_index(str(out / "items.faiss")).search(np.ascontiguousarray(user), 10)
     user_ids, item_ids = (pl.read_parquet(out / f"{name}s.parquet")[f"{name}_id"] for name in ("user", "item"))
     told = pl.DataFrame(rows(command("recommend", shop_run, "-k", 10, "--include-seen", "--format", "json")))
     assert told["user_id"].to_list() == np.repeat(user_ids.to_numpy(), 10).tolist()
@@ -261,7 +262,7 @@ def test_an_inverted_file_finds_what_was_asked_for_and_says_so(
     assert f"{about['lists_searched']} of 10 lists and finds {about['recall']:.1%} of the top 20" in result.stdout
     user, item = exported(out, "safetensors")
     true = np.argsort(-(user @ item.T), axis=1, kind="stable")[:, :20]
-    _, found = load_index(out / "items.faiss").search(np.ascontiguousarray(user), 20)
+    _, found = faiss.read_index(str(out / "items.faiss")).search(np.ascontiguousarray(user), 20)
     recall = np.mean([np.isin(*rows).mean() for rows in zip(true, found, strict=True)])
     assert about["recall"] == pytest.approx(recall)
     assert recall >= min_recall

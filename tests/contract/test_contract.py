@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -31,7 +32,7 @@ from dream_pyg.graph.schema import (
 from dream_pyg.graph.store import StoredGraph, build_store
 from dream_pyg.models import MODELS, Batch, Embeddings, Recommender
 from dream_pyg.models.base import ClosedForm
-from dream_pyg.serving import EXPORT_FORMATS, export_run, load_index, recommend_table
+from dream_pyg.serving import EXPORT_FORMATS, export_run, recommend_table
 from dream_pyg.training.checkpoint import load_checkpoint
 from dream_pyg.training.run import load_run
 from dream_pyg.training.trainer import train
@@ -251,7 +252,7 @@ def test_exports_its_embeddings(name, file_format, stored, tmp_path):
     run = load_run(train(configure(stored, name, epochs=1), tmp_path / "run").run, device="cpu")
     info = export_run(run, tmp_path / "export", format=file_format)
     assert (info["users"], info["items"]) == tuple(len(rows) for rows in run.embeddings())
-    index = load_index(tmp_path / "export" / "items.faiss")
+    index = faiss.read_index(str(tmp_path / "export" / "items.faiss"))
     np.testing.assert_array_equal(index.reconstruct_n(0, index.ntotal), run.embeddings().item.numpy())
 
 
