@@ -18,7 +18,6 @@ import os
 import platform
 from collections.abc import Container, Generator, Sequence
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ from dream_pyg.analysis.plots import require_plots
 from dream_pyg.analysis.processes import train_in_processes
 from dream_pyg.analysis.published import published_by, published_note, published_rows, table_metrics
 from dream_pyg.analysis.significance import paired_p_value
+from dream_pyg.analysis.systems import MODELS_OF_TABLE, TABLES, System, systems_of_table
 from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
 from dream_pyg.data.files import is_free, load_tensors, read_json, save_tensors, write_json
@@ -39,87 +39,16 @@ from dream_pyg.graph.processor import processor_name
 from dream_pyg.graph.schema import SPLITS
 from dream_pyg.graph.store import load_graph, read_info
 from dream_pyg.models import find_model
-from dream_pyg.presets import load_presets
 from dream_pyg.training.model import check_requirements
 from dream_pyg.training.run import RunPaths, load_run, read_best, read_epochs, read_run_info, seconds_of
 from dream_pyg.training.trainer import train
 
 logger = logging.getLogger("dream_pyg")
 
-TABLES = {
-    "table1": "statistics of the data set",
-    "table2": "performance of all systems",
-    "table3": "ablations of DREAM",
-    "table4": "Behavior-Modal Alignment (BMA) in other models",
-    "related": "systems that the paper names but does not compare, and closed forms",
-    "accuracy": "DREAM as published and at its best, for whom, and what each addition is worth",
-    "choices": "the preset paper with one value changed that the paper leaves open or prints otherwise, on validation",
-}
-COMPARED = ("bpr", "lightgcn", "vbpr", "mmgcn", "dualgnn", "bm3", "freedom", "mgcn", "dream")
-"""The systems of Table 2, in its order."""
-RELATED = ("itemknn", "ease", "addease", "buir", "grcn", "slmrec", "lattice", "micro", "dragon")
-"""The systems of the table of related ones: closed forms, and those of the paper's Section 2."""
-ABLATIONS = {
-    "without_intra": ("DREAM w/o intra-alignment", ("intra_weight",)),
-    "without_inter": ("DREAM w/o inter-alignment", ("inter_weight",)),
-    "without_alignment": ("DREAM w/o alignment", ("intra_weight", "inter_weight")),
-    "without_signal": ("DREAM w/o SSS", ("signal_weight",)),
-}
-"""The rows of Table 3 below the first: their names, and the weights that are 0."""
-ALIGNED = {"vbpr": ("intra_weight", "inter_weight"), "bm3": ("intra_weight", "inter_weight"), "mgcn": ("intra_weight",)}
-"""The models of Table 4, and the alignments that are added (MGCN has the like of the other, says footnote 2)."""
-BEST_WITHOUT = {
-    "best_without_vote": ("DREAM (best) w/o vote", ("training.teacher.vote=0",)),
-    "best_untaught": ("DREAM (best) w/o taught triplets", ("training.teacher.share=0",)),
-    "best_without_teacher": ("DREAM (best) w/o teacher", ("training.teacher.share=0", "training.teacher.vote=0")),
-    "best_with_user_graphs": ("DREAM (best), users over user-user graphs", ("model.user_modal=user_graph",)),
-}
-"""The rows of the table of accuracy that take an addition away again: their names, and the values that do it."""
-_WEIGHTS = {"intra_weight": "alpha", "inter_weight": "beta", "signal_weight": "gamma"}
-_FACTORS = {"third": ("a third of", 1 / 3), "triple": ("three times", 3.0)}
-_WAYS = {
-    "printed_l2": ("lambda 1e-4, as printed", "model.l2_weight=1e-4"),
-    "printed_rate": ("learning rate 0.001, as printed", "training.learning_rate=0.001"),
-    "gate_id": ("the gate filters ID embeddings", "model.gate_input=id"),
-    "features_raw": ("the gate reads features as they are", "model.feature_scaling=raw"),
-    "features_rms": ("the gate reads features in rows of norm sqrt(F)", "model.feature_scaling=rms"),
-    "alignment_dot": ("alignment by inner product", "model.normalize_alignment=false"),
-    "signal_dot": ("signal by inner product", "model.normalize_signal=false"),
-    "signal_uncentered": ("signal of uncentred features", "model.center_signal=false"),
-    "signal_norm": ("signal as a norm, not its square", "model.squared_signal=false"),
-}
-"""What the table of choices changes: each weight by each factor, and these values."""
-MODELS_OF_TABLE = {
-    "table1": (),
-    "table2": COMPARED,
-    "table3": ("dream",),
-    "table4": tuple(ALIGNED),
-    "related": (*RELATED, "dream"),
-    "accuracy": ("popularity", "ease", "addease", "lightgcn", "dream"),
-    "choices": ("dream",),
-}
-
 _TESTED = "recall@20"
 """What is tested over users."""
 _INFO = "reproduction.json"
 _FORMAT_VERSION = 1
-
-
-class System(NamedTuple):
-    """A row of a table: a model with all its hyper-parameters."""
-
-    key: str
-    """The row's name among the published ones."""
-    name: str
-    config: RunConfig
-    values_from: str
-    """``defaults``, or the preset."""
-    compared_with: str | None
-    """Key of the row that it is tested against, if the table has it."""
-
-    def with_seed(self, seed: int) -> RunConfig:
-        """The configuration of one run."""
-        return self.config.model_copy(update={"training": self.config.training.model_copy(update={"seed": seed})})
 
 
 class Task(NamedTuple):
@@ -129,22 +58,6 @@ class Task(NamedTuple):
     run: Path
     test: bool
     """Whether the test split is read."""
-
-
-def choices(num_neighbors: int) -> dict[str, tuple[str, str]]:
-    """The rows of the table of choices below the first: their names, and the value that is another one.
-
-    Args:
-        num_neighbors: K of the graph.
-    """
-    half = max(1, num_neighbors // 2)
-    paper = load_presets("paper")["dream"].values["model"]
-    weights = {
-        f"{weight}_{key}": (f"{times} {symbol}", f"model.{weight}={factor * paper[weight]:.3g}")
-        for weight, symbol in _WEIGHTS.items()
-        for key, (times, factor) in _FACTORS.items()
-    }
-    return {"neighbors_half": (f"{half} neighbours of {num_neighbors}", f"num_neighbors={half}")} | weights | _WAYS
 
 
 def reproduce(
@@ -189,7 +102,7 @@ def reproduce(
     if any(override_key(override) == SEED for override in overrides):
         raise ConfigError(f"{SEED} cannot be set: a table has runs of the seeds 0, 1, ...; say how many (--seeds).")
     info, out = read_info(graph), Path(out)
-    systems_of = _systems(table, str(graph), models, preset, list(overrides))
+    systems_of = systems_of_table(table, str(graph), models, preset, overrides)
     asked = models or MODELS_OF_TABLE[table]
     about = _about(graph, info, preset, overrides)
     _open(out, info)
@@ -217,70 +130,6 @@ def reproduce(
                 result = written()
                 logger.info("%s: %d of %d runs are there, now %s", table, len(needed) - len(missing), len(needed), run)
     return result
-
-
-def _systems(
-    table: str, graph: str, models: Sequence[str], preset: str | Path | None, overrides: list[str]
-) -> dict[str, list[System]]:
-    """The rows that each model of a table has, with every value resolved, whether it is asked for or not."""
-    allowed = MODELS_OF_TABLE[table]
-    for model in models:
-        if table in ("table2", "accuracy"):
-            find_model(model)
-        elif model not in allowed:
-            raise ConfigError(f"{table} has no model {model!r}; it has {', '.join(allowed) or 'none'}.")
-    presets = {} if preset is None else load_presets(preset)
-
-    def system(key: str, name: str, model: str, *values: str, own: str | Path | None = None) -> System:
-        own = own or (preset if model in presets else None)
-        config = RunConfig.create(graph=graph, model=model, preset=own, overrides=[*overrides, *values])
-        reference = {"table4": model, "accuracy": "best", "choices": "paper"}.get(table, "dream")
-        return System(
-            key, name, config, "defaults" if own is None else str(own), reference if key != reference else None
-        )
-
-    def rows_of(model: str) -> list[System]:
-        systems = []
-        name = find_model(model).__name__
-        if table == "accuracy" and model == "dream":
-            systems.append(system("paper", "DREAM (paper)", model, own="paper"))
-            systems.append(system("best", "DREAM (best)", model, own="best"))
-            for key, (without, values) in BEST_WITHOUT.items():
-                systems.append(system(key, without, model, *values, own="best"))
-            return systems
-        if table == "choices":
-            systems.append(system("paper", "DREAM (paper)", model, own="paper"))
-            changed = choices(read_info(graph)["parameters"]["num_neighbors"])
-            return systems + [system(key, of, model, value, own="paper") for key, (of, value) in changed.items()]
-        systems.append(system(model, name, model))
-        if table == "accuracy" and model == "lightgcn":
-            # So that nobody takes for DREAM's what is the teacher's.
-            teacher = load_presets("best")["dream"].values["training"]["teacher"]
-            taught = [f"training.teacher.{key}={value}" for key, value in teacher.items()]
-            systems.append(system(f"{model}_taught", f"{name} with DREAM's teacher", model, *taught))
-        if table == "table3":
-            for key, (ablation, weights) in ABLATIONS.items():
-                systems.append(system(key, ablation, model, *(f"model.{weight}=0" for weight in weights)))
-        elif table == "table4":
-            # The paper does not say how the alignment is weighed; by default it is as in DREAM on the same data.
-            dream = RunConfig.create(graph=graph, model="dream", preset=preset if "dream" in presets else None)
-            alignment = dream.model | (presets[model].alignment if model in presets else {})
-            added = [f"model.{weight}={alignment[weight]}" for weight in ALIGNED[model]]
-            systems.append(system(f"{model}_aligned", f"{name} + BMA", model, *added))
-        return systems
-
-    order = list(allowed)
-    for before, model in pairwise(["", *models]):
-        if model not in order:
-            order.insert(order.index(before) + 1 if before else 0, model)
-    systems_of = {}
-    for model in order:
-        try:
-            systems_of[model] = rows_of(model)
-        except ConfigError:
-            if model in (models or allowed):
-                raise  # What is set for the models asked for may mean nothing to another.
-    return systems_of
 
 
 def _split(table: str) -> str:

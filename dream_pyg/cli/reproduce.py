@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from dream_pyg.analysis.published import published_datasets
-from dream_pyg.analysis.reproduce import TABLES
 from dream_pyg.analysis.reproduce import reproduce as make_table
+from dream_pyg.analysis.systems import TABLES
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.errors import ConfigError, did_you_mean
 from dream_pyg.graph.store import read_info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dream_pyg.analysis.published import published_datasets, published_note, published_rows, table_metrics
-from dream_pyg.analysis.reproduce import ABLATIONS, ALIGNED, COMPARED, MODELS_OF_TABLE
+from dream_pyg.analysis.systems import ABLATIONS, ALIGNED, COMPARED, MODELS_OF_TABLE
 
 DATASETS = ["baby", "sports", "clothing"]
 

@@ -25,6 +25,7 @@ from dream_pyg.analysis.groups import measure_users
 from dream_pyg.analysis.published import published_rows
 from dream_pyg.analysis.reproduce import reproduce
 from dream_pyg.analysis.significance import paired_p_value
+from dream_pyg.analysis.systems import BEST_WITHOUT, choices
 from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import RunConfig
 from dream_pyg.data import validation
@@ -92,7 +93,7 @@ def test_cells_are_mean_sample_deviation_and_ratio(tables: Path):
 def test_the_table_of_accuracy_has_groups_and_each_addition_taken_away(baby: Path, tmp_path: Path):
     table = reproduce("accuracy", baby, tmp_path / "out", num_seeds=1, models=["lightgcn", "dream"], overrides=SET)
     configs = {row.key: row.runs[0]["config"] for row in table.rows}
-    assert list(configs) == ["lightgcn", "lightgcn_taught", "paper", "best", *reproduction.BEST_WITHOUT]
+    assert list(configs) == ["lightgcn", "lightgcn_taught", "paper", "best", *BEST_WITHOUT]
     assert "teacher" not in configs["lightgcn"]["training"]
     assert configs["lightgcn_taught"]["training"]["teacher"] == configs["best"]["training"]["teacher"]
     asked = {
@@ -122,13 +123,13 @@ def test_the_table_of_choices_changes_one_value_each_and_reads_validation_alone(
     short = ["training.epochs=1", "training.batch_size=1000", "training.device=cpu", "training.num_threads=1"]
     table = reproduce("choices", baby, tmp_path / "out", num_seeds=1, overrides=short)
     configs = {row.key: row.runs[0]["config"] for row in table.rows}
-    choices = reproduction.choices(5)
-    assert list(configs) == ["paper", *choices]
+    changed_by = choices(5)
+    assert list(configs) == ["paper", *changed_by]
     assert configs["neighbors_half"]["num_neighbors"] == 2
     paper = configs.pop("paper")
     for key, config in configs.items():
         (changed,) = validation.differences(config, paper)
-        assert changed.startswith(choices[key][1].partition("=")[0])
+        assert changed.startswith(changed_by[key][1].partition("=")[0])
     first = table.rows[0]
     run = RunPaths(Path(first.runs[0]["run"]))
     assert not run.test_metrics.exists()
