@@ -173,7 +173,7 @@ class _Rows:
             graph=self.graph, model="dream", preset=self.preset if "dream" in self._presets else None
         )
         alignment = dream.model | (self._presets[model].alignment if model in self._presets else {})
-        added = [f"model.{weight}={alignment[weight]}" for weight in ALIGNED[model]]
+        added = [f"model.{key}={alignment[key]}" for key in (*ALIGNED[model], "popularity_correction")]
         name = f"{find_model(model).__name__} + BMA"
         return [
             self._system(model, model, compared_with=model),

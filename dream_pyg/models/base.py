@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import torch
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
@@ -43,6 +43,9 @@ class AlignmentConfig:
     """Weight of the alignment of the two lines (DREAM, Eq. 11)."""
     alignment_temperature: PositiveFloat = 0.2
     """Temperature of both alignments."""
+    popularity_correction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far in-batch negatives are corrected for how often batches have them
+    (:class:`~dream_pyg.nn.alignment.NegativeWeights`). Not in the paper."""
 
     def alignment(self) -> BehaviorModalAlignment:
         """The module that adds the terms."""

@@ -23,6 +23,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.nn.alignment import NegativeWeights
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import cosine_loss
 from dream_pyg.nn.propagation import Propagation
@@ -90,6 +91,7 @@ class BM3(Recommender):
         nn.init.xavier_uniform_(self.predictor.weight)
         self.propagation = Propagation()
         self.alignment = self.config.alignment()
+        self.negative_weights = NegativeWeights(graph, self.config.popularity_correction)
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """The online views of users and items."""
@@ -135,7 +137,9 @@ class BM3(Recommender):
         }
         if config.intra_weight or config.inter_weight:
             modal_user, modal_item = self.modal_line(graph)
-            terms |= self.alignment(online_user, online_item, modal_user[batch.user], modal_item[batch.pos_item])
+            modal_rows = modal_user[batch.user], modal_item[batch.pos_item]
+            weights = self.negative_weights(graph, batch.user, batch.pos_item)
+            terms |= self.alignment(online_user, online_item, *modal_rows, **weights)
         return terms
 
     def _target(self, rows: Tensor) -> Tensor:

@@ -9,12 +9,10 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.sampling import ReceptiveField, sending_rows
 from dream_pyg.graph.schema import (
-    INTERACTS,
     ITEM,
     REV_INTERACTS,
     USER,
@@ -36,7 +34,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
-from dream_pyg.nn.alignment import BehaviorModalAlignment, Precision
+from dream_pyg.nn.alignment import BehaviorModalAlignment, NegativeWeights, Precision
 from dream_pyg.nn.batch_shapes import distinct_nodes
 from dream_pyg.nn.gates import FilterGate
 from dream_pyg.nn.item_features import FeatureScaling, feature_rows, scale_projection
@@ -123,9 +121,8 @@ class DREAM(Recommender):
         """What a user's part of the modal line is: the filtered ID embedding passed over the user-user graphs (Eq. 6),
         or the mean of the modal line over the items that the user took. Not in the paper."""
         popularity_correction: Annotated[float, Field(ge=0, le=1)] = 0.0
-        """How far in-batch negatives are corrected for how often batches have them: a user or item of degree d weighs
-        d to the minus this, so that with 1 the sum over a batch estimates one in which all have the same share. Not in
-        the paper; from sampling-bias-corrected retrieval (doi 10.1145/3298689.3346996)."""
+        """How far in-batch negatives are corrected for how often batches have them
+        (:class:`~dream_pyg.nn.alignment.NegativeWeights`). Not in the paper."""
         alignment_precision: Precision = "auto"
         """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
 
@@ -152,11 +149,8 @@ class DREAM(Recommender):
             features, has = graph[ITEM][feature_name(modality)], graph[ITEM][mask_name(modality)]
             mean = features.sum(dim=0, dtype=torch.float32) / has.sum().clamp(min=1) * self.config.center_signal
             self.register_buffer(f"mean_{modality}", mean, persistent=False)
-        if self.config.popularity_correction:
-            for node, edge_type in ((USER, REV_INTERACTS), (ITEM, INTERACTS)):
-                weight = _by_degree(graph[edge_type].edge_index, self.config.popularity_correction)
-                self.register_buffer(f"negative_weight_{node}", weight, persistent=False)
         self.propagation = Propagation()
+        self.negative_weights = NegativeWeights(graph, self.config.popularity_correction)
         self.alignment = BehaviorModalAlignment(
             self.config.intra_weight,
             self.config.inter_weight,
@@ -256,8 +250,7 @@ class DREAM(Recommender):
             modal_item,
             user_row=user_row,
             item_row=item_row,
-            user_weight=self._negative_weight(graph, USER, user),
-            item_weight=self._negative_weight(graph, ITEM, item),
+            **self.negative_weights(graph, user, item),
         )
         if config.signal_weight:
             of_users = self._signal(graph, USER, user, modal_user.index_select(0, user_row), user_row)
@@ -266,12 +259,6 @@ class DREAM(Recommender):
         if config.l2_weight:
             terms["l2"] = config.l2_weight * l2_loss(*batch.rows(*initial))
         return terms
-
-    def _negative_weight(self, graph: HeteroData, node: str, ids: Tensor) -> Tensor | None:
-        """How much users or items of a graph count as in-batch negatives, if not all alike."""
-        if not self.config.popularity_correction:
-            return None
-        return self.get_buffer(f"negative_weight_{node}")[graph[node].n_id[ids] if "n_id" in graph[node] else ids]
 
     def _signal(self, graph: HeteroData, node: str, ids: Tensor, modal: Tensor, row: Tensor) -> Tensor:
         """Eq. 12 for the modal representation (B, D) of users or items, given by their ids and positions in these."""
@@ -304,10 +291,3 @@ class DREAM(Recommender):
             else:
                 views.append(weight * x)
         return functools.reduce(operator.add, views)
-
-
-def _by_degree(edge_index: EdgeIndex, exponent: float) -> Tensor:
-    """Each target's degree to minus the exponent, on average 1 over the edges, of which batches are drawn."""
-    degree = torch.bincount(edge_index[1], minlength=edge_index.sparse_size(1)).clamp_(min=1)
-    weight = degree.double().pow(-exponent)
-    return (weight * degree.sum() / (weight * degree).sum()).float()

@@ -21,7 +21,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
-from dream_pyg.nn.alignment import info_nce
+from dream_pyg.nn.alignment import NegativeWeights, info_nce
 from dream_pyg.nn.fusion import AttentionFusion
 from dream_pyg.nn.gates import FilterGate
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
@@ -110,6 +110,7 @@ class MGCN(Recommender):
         self.attention = AttentionFusion(dim) if several else None
         self.propagation = Propagation()
         self.alignment = self.config.alignment()
+        self.negative_weights = NegativeWeights(graph, self.config.popularity_correction)
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """The sum of behavior and fused modalities."""
@@ -166,4 +167,5 @@ class MGCN(Recommender):
             contrastive = contrastive + info_nce(modal_item, behavior_item, config.temperature)
             terms["contrastive"] = config.contrastive_weight * contrastive
         terms["l2"] = config.l2_weight * l2_loss(*rows)
-        return terms | self.alignment(behavior_user, behavior_item, modal_user, modal_item)
+        weights = self.negative_weights(graph, batch.user, batch.pos_item)
+        return terms | self.alignment(behavior_user, behavior_item, modal_user, modal_item, **weights)

@@ -21,6 +21,7 @@ from dream_pyg.models.base import (
     require_modalities,
     xavier_embedding,
 )
+from dream_pyg.nn.alignment import NegativeWeights
 from dream_pyg.nn.embeddings import embedding_rows
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import bpr_loss, l2_loss
@@ -72,6 +73,7 @@ class VBPR(Recommender):
         self.user_preference = xavier_embedding(self.num_users, dim)
         self.projections = feature_projections(graph, modalities, dim, scaling=self.config.feature_scaling, bias=False)
         self.alignment = self.config.alignment()
+        self.negative_weights = NegativeWeights(graph, self.config.popularity_correction)
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """Both parts side by side, (U, 2D) and (I, 2D)."""
@@ -103,10 +105,11 @@ class VBPR(Recommender):
         user = torch.cat([behavior_user, modal_user], dim=1)
         pos_item = torch.cat([behavior_item, modal_item], dim=1)
         neg_item = torch.cat([behavior_neg, modal_neg], dim=1)
+        weights = self.negative_weights(graph, batch.user, batch.pos_item)
         return {
             "bpr": bpr_loss(user, pos_item, neg_item),
             "l2": self.config.l2_weight * l2_loss(user, pos_item, neg_item),
-            **self.alignment(behavior_user, behavior_item, modal_user, modal_item),
+            **self.alignment(behavior_user, behavior_item, modal_user, modal_item, **weights),
         }
 
     def _preferences(self, graph: HeteroData) -> Tensor:

@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch_geometric import EdgeIndex
+from torch_geometric.data import HeteroData
 
 from dream_pyg import ranks
 from dream_pyg.graph.processor import has_bfloat16_units
+from dream_pyg.graph.schema import INTERACTS, ITEM, REV_INTERACTS, USER
 
 _LEAST_BOUNDED_TEMPERATURE = 0.025
 """exp(40) and its reciprocal leave float32 room for sums over any batch."""
@@ -174,6 +177,42 @@ class _InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_query, of_key = ctx.saved_tensors
         return of_query * grad, of_key * grad, *(None,) * 7
+
+
+class NegativeWeights(nn.Module):
+    r"""How much each user and item of a batch counts as an in-batch negative.
+
+    Batches have popular items often, which in-batch negatives therefore push down for all users. A user or item of
+    degree d weighs :math:`d^{-\eta}`: with :math:`\eta = 1` the sum over a batch estimates one in which all have the
+    same share, as in sampling-bias-corrected retrieval (doi 10.1145/3298689.3346996).
+
+    Args:
+        graph: The graph, whose interactions give the degrees.
+        exponent: :math:`\eta`; with 0 all count alike.
+    """
+
+    def __init__(self, graph: HeteroData, exponent: float) -> None:
+        super().__init__()
+        self.exponent = exponent
+        if exponent:
+            self.register_buffer(USER, _by_degree(graph[REV_INTERACTS].edge_index, exponent), persistent=False)
+            self.register_buffer(ITEM, _by_degree(graph[INTERACTS].edge_index, exponent), persistent=False)
+
+    def forward(self, graph: HeteroData, user: Tensor, item: Tensor) -> dict[str, Tensor]:
+        """What :class:`BehaviorModalAlignment` is told of these users and items; nothing if all count alike."""
+        if not self.exponent:
+            return {}
+        return {"user_weight": self._of(graph, USER, user), "item_weight": self._of(graph, ITEM, item)}
+
+    def _of(self, graph: HeteroData, node: str, ids: Tensor) -> Tensor:
+        return self.get_buffer(node)[graph[node].n_id[ids] if "n_id" in graph[node] else ids]
+
+
+def _by_degree(edge_index: EdgeIndex, exponent: float) -> Tensor:
+    """Each target's degree to minus the exponent, on average 1 over the edges, of which batches are drawn."""
+    degree = torch.bincount(edge_index[1], minlength=edge_index.sparse_size(1))
+    weight = degree.clamp(min=1).double().pow(-exponent)
+    return (weight * degree.sum() / (weight * degree).sum()).float()
 
 
 class BehaviorModalAlignment(nn.Module):

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 from dream_pyg.data.files import read_toml
 from dream_pyg.errors import ConfigError, did_you_mean
 
+ALIGNMENT = ("intra_weight", "inter_weight", "popularity_correction")
+"""What a preset may say of the alignment that is added to a model."""
 _DIRECTORY = Path(__file__).parent
 
 
@@ -39,7 +41,7 @@ class Preset(NamedTuple):
     values: dict[str, dict[str, Any]]
     """``model`` and ``training`` as in a run's configuration, those that differ from the defaults."""
     alignment: dict[str, float]
-    """Weights of Behavior-Modal Alignment where it is added to the model (Table 4), empty if nothing is said."""
+    """Of :data:`ALIGNMENT`, where the alignment is added to the model (Table 4), empty if nothing is said."""
 
 
 def preset_names() -> list[str]:
@@ -96,6 +98,6 @@ def _preset(table: Any, where: str) -> Preset:
         if "name" in content:
             raise ConfigError(f"{where}: a preset cannot set {section}.name; its table is named after the model.")
     alignment = values.pop("alignment", {})
-    if unknown := set(alignment) - {"intra_weight", "inter_weight"}:
-        raise ConfigError(f"{where}.alignment has {min(unknown)!r}; expected intra_weight and inter_weight.")
+    if unknown := set(alignment) - set(ALIGNMENT):
+        raise ConfigError(f"{where}.alignment has {min(unknown)!r}; expected {', '.join(ALIGNMENT)}.")
     return Preset(table["source"], values, alignment)
