@@ -377,7 +377,7 @@ def _rename_to_free(source: Path, path: Path) -> None:
     try:
         source.rename(path)
     except OSError as error:
-        if path.exists():
+        if not is_free(path):
             raise StoreError(
                 f"{path} was created by another process meanwhile; this result was discarded. "
                 "Run the command again to reuse what is there, or choose another path."

@@ -284,5 +284,5 @@ def _parse(read: Any, path: Path, what: str) -> Any:
 
 
 def _how_to_name(role: str) -> str:
-    option = f", or --{role}-column" if role in ("user", "item", "timestamp", "split") else ""
+    option = f", or --{role}-column" if role in ("user", "item", "timestamp", "rating", "split") else ""
     return f"name it (`{role}` in a dataset.toml{option})"
