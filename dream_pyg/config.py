@@ -27,7 +27,7 @@ from pydantic import (
 
 from dream_pyg.data.files import read_toml, write_text
 from dream_pyg.data.validation import differences, explain
-from dream_pyg.errors import ConfigError
+from dream_pyg.errors import ConfigError, did_you_mean
 from dream_pyg.evaluation import parse_metric
 from dream_pyg.models import MODELS, find_model
 from dream_pyg.models.base import ClosedForm
@@ -369,16 +369,34 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(
             f"Cannot understand the override {override!r}; expected SECTION.KEY=VALUE, for example training.seed=1."
         )
-    table = values
+    value, table = _parse_value(text.strip()), values
+    if value == "none":
+        _check_known(values, sections, name)
     for section in sections:
+        if value == "none" and section not in table:
+            return  # It is at its default, and so is all in it.
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise ConfigError(f"Cannot set {key!r}: {section!r} is a value, not a table.")
-    value = _parse_value(text.strip())
     if value == "none":
         table.pop(name, None)
     elif value != {} or not isinstance(table.get(name), dict):  # An empty table asks for one, and leaves what is there.
         table[name] = value
+
+
+def _check_known(values: Mapping[str, Any], sections: list[str], name: str) -> None:
+    """Refuse an unknown key that is taken back to its default, since nothing is left of it to be checked later."""
+    kinds: dict[str, type[BaseModel]] = {"": RunConfig, "training": TrainingConfig}
+    kinds |= {"training.sampling": SamplingConfig, "training.teacher": TeacherConfig}
+    path = ".".join(sections)
+    if path in kinds:
+        known = list(kinds[path].model_fields)
+    elif path == "model" and isinstance(values.get("model"), dict):
+        known = list(dataclasses.asdict(_model_config(_split_name(values["model"])[0], {})))
+    else:
+        return  # A weight of one modality, or a hyper-parameter of a teacher.
+    if name not in known:
+        raise ConfigError(f"{'.'.join([*sections, name])} is unknown, so it has no default.{did_you_mean(name, known)}")
 
 
 def _parse_value(text: str) -> Any:

@@ -86,6 +86,12 @@ def test_an_override_of_none_is_the_default_and_an_empty_table_leaves_one_that_i
     assert training("training.sampling.relations=none").sampling.relations == SamplingConfig().relations
     assert training("training.teacher=none").teacher is None
     assert training("training.eval_users=none").eval_users is None
+    plain = RunConfig.create(graph="graph", model="dream")
+    for override in ("training.teacher.vote=none", "training.sampling.relations=none", "model.modality_weights=none"):
+        assert RunConfig.create(graph="graph", model="dream", overrides=[override]) == plain, override
+    for override, cure in (("training.epochz=none", "'epochs'"), ("model.l2_wieght=none", "'l2_weight'")):
+        with pytest.raises(ConfigError, match=f"{override[:-5]} is unknown.*{cure}"):
+            RunConfig.create(graph="graph", model="dream", overrides=[override])
 
 
 def test_overrides_are_applied_once(preset: Path):
@@ -111,7 +117,7 @@ def test_a_resolved_configuration_hides_the_preset(preset: Path, tmp_path: Path)
         (
             "baby",
             "drem",
-            "it has dream, bpr, lightgcn, bm3, mgcn, vbpr, dualgnn, mmgcn. Did you mean 'dream'? "
+            "it has dream, bpr, lightgcn, bm3, mgcn, vbpr, dualgnn, dragon, mmgcn. Did you mean 'dream'? "
             "Train without --preset",
         ),
         ("baby", "popularity", "The preset 'baby' has nothing for model 'popularity'"),

@@ -160,7 +160,7 @@ def tune(
                 search.run_trial()
             except ConfigError:
                 if not ended and not any((out / TRIALS).glob("*")):  # Nothing is in the way of another try.
-                    shutil.rmtree(out)
+                    shutil.rmtree(out.resolve())
                 raise
             _write(search, description, begun_at, fixed, {})
         trials = search.trials()
@@ -199,7 +199,7 @@ def search_run(
         model: The model.
         graph: The graph store.
         study: Directory of the study.
-        run: Directory of the run, which is not there yet.
+        run: Directory of the run, where nothing is yet.
         timeout: Seconds after which no further trial begins.
         seed: Seed of the study and of every training.
         overrides: ``section.key=value`` that hold in the study and after it.
@@ -469,12 +469,15 @@ def _as_preset(
     if elsewhere:  # A preset holds values of the model and of the training.
         source += f", with {', '.join(elsewhere)}, which is to be given again"
     values = dict(best.values)
+    begun = {section: dict(below) for section, below in begun_at.items()}
     for section, name, *_ in (key.split(".") for key in fixed if "." in key):
-        if name not in _NOT_IN_PRESET:
+        if name not in description["config"][section]:  # It was set to none.
+            begun.get(section, {}).pop(name, None)
+        elif name not in _NOT_IN_PRESET:
             values.setdefault(f"{section}.{name}", description["config"][section][name])
     table: dict[str, Any] = {"source": source}
     for section in ("training", "model"):
         own = {key.split(".")[1]: value for key, value in values.items() if key.startswith(f"{section}.")}
-        if own := {**begun_at.get(section, {}), **own}:
+        if own := {**begun.get(section, {}), **own}:
             table[section] = own
     return tomli_w.dumps({description["model"]: table})

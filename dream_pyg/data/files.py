@@ -97,6 +97,7 @@ def atomic_directory(path: str | Path, *, replace: str | None = None) -> Iterato
 
 def where_replaced(path: Path) -> str:
     """What to tell of a directory that is missing because the process that was replacing it was killed, or nothing."""
+    path = path.resolve()
     kept = [other for other in path.parent.glob(f".{path.name}.*.old") if not path.exists()]
     return f" It was being replaced when that was cut off; rename {kept[0]} to have the old one back." if kept else ""
 
@@ -129,13 +130,19 @@ def check_writable(path: Path) -> None:
     Raises:
         StoreError: If the file system refuses.
     """
+    path = path.resolve()
     with _refusals_named(path), tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())):
         pass
 
 
 def is_free(path: Path) -> bool:
-    """Whether something can be made at ``path``: nothing is there, or an empty directory."""
+    """Whether something can be made at ``path``: nothing is there, or an empty directory.
+
+    The directory that the process is in cannot: what is made takes its place.
+    """
     if path.is_dir():
+        if path.resolve() == Path.cwd():
+            return False
         with suppress(OSError):  # not readable: it may hold anything
             return not any(path.iterdir())
     return not path.exists()

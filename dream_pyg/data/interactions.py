@@ -141,14 +141,14 @@ def read_interactions(
         "timestamp": table.find_optional("timestamp", TIMESTAMP_COLUMNS, timestamp),
         "split": table.find_optional("split", SPLIT_COLUMNS, split),
     }
-    if with_ratings:
+    if with_ratings or (rating is not None and rating not in table.columns):
         found["rating"] = table.find("rating", RATING_COLUMNS, rating)
-    elif (ignored := table.find_optional("rating", RATING_COLUMNS, rating)) is not None:
+    elif ignored := [name for name in (rating, *RATING_COLUMNS) if name in table.columns]:
         logger.info(
             "Ratings are not looked at: each row of %s is an interaction, whatever its %r. To leave low ones out, give "
             "--min-rating, or min_rating in [filter] of a dataset.toml",
             table.path,
-            ignored,
+            ignored[0],
         )
     columns = {role: name for role, name in found.items() if name is not None}
     frame = table.read(columns)
@@ -257,6 +257,10 @@ def _parse_timestamps(values: pl.Series, where: str) -> pl.Series:
 
 
 def _parse_ratings(values: pl.Series, where: str) -> pl.Series:
+    if values.dtype in (pl.Categorical, pl.Enum):
+        values = values.cast(pl.String)
+    if not (values.dtype.is_numeric() or values.dtype == pl.String):
+        raise DataError(f"{where}: expected numbers, got {values.dtype}. Convert the column, or leave min_rating out.")
     ratings = values.cast(pl.Float64, strict=False)
     if ratings.is_finite().fill_null(False).all():
         return ratings

@@ -7,6 +7,7 @@ way an integer is: ``7``, not ``007`` or ``7.0``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ USER_COLUMNS = ("userID", "user_id", "user")
 ITEM_COLUMNS = ("itemID", "item_id", "item", "asin")
 SEPARATORS = {".inter": "\t", ".item": "\t", ".tsv": "\t", ".csv": ","}
 PARQUET = ".parquet"
+_AGAIN = re.compile(r"_duplicated_\d+$")
 _END = 1 << 10
 """Bytes at the end of a text file in which blank lines are looked for."""
 
@@ -36,12 +38,14 @@ class Table:
         what: What the file is for, to begin error messages with.
         columns: The name of each column in the file, by its name without RecBole's type suffix.
         separator: Between columns of a text file; None for Parquet.
+        repeated: Names that the header of a text file has more than once.
     """
 
     path: Path
     what: str
     columns: Mapping[str, str]
     separator: str | None
+    repeated: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, path: str | Path, what: str, separator: str | None = None) -> Self:
@@ -70,7 +74,15 @@ class Table:
         names = _parse(lambda: _header(path, separator), path, what)
         if suffix == ".csv" and len(names) == 1 and "\t" in names[0]:
             separator, names = "\t", names[0].split("\t")
-        return cls(path, what, {name.partition(":")[0].strip(): name for name in names}, separator)
+        columns: dict[str, str] = {}
+        repeated = set()
+        for name in names:
+            # Where a header has a name again, it is read under another one.
+            plain = _AGAIN.sub("", name) if _AGAIN.sub("", name) in names else name
+            plain = plain.partition(":")[0].strip()
+            if columns.setdefault(plain, name) != name or names.count(name) > 1:
+                repeated.add(plain)
+        return cls(path, what, columns, separator, frozenset(repeated))
 
     def find(self, role: str, known: Sequence[str], named: str | None = None) -> str:
         """The column for a role: the one named, else the only one with a well-known name.
@@ -87,14 +99,13 @@ class Table:
             DataError: If there is no such column, or several.
         """
         candidates = [name for name in self.columns if name in ((named,) if named is not None else known)]
-        # A name that a header has again is read under another one.
-        candidates += [name for name in candidates if f"{self.columns[name]}_duplicated_0" in self.columns]
+        candidates += [name for name in candidates if name in self.repeated]
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
+            cure = "Keep one" if len(set(candidates)) == 1 else f"Keep one, or {_how_to_name(role)}"
             raise DataError(
-                f"{self.what}: {self.path} has several columns for the {role}: {', '.join(candidates)}. "
-                f"Keep one, or {_how_to_name(role)}."
+                f"{self.what}: {self.path} has several columns for the {role}: {', '.join(candidates)}. {cure}."
             )
         expected = repr(named) if named is not None else f"one of {', '.join(known)}"
         raise DataError(

@@ -44,7 +44,7 @@ class AlignmentConfig:
     alignment_temperature: PositiveFloat = 0.2
     """Temperature of both alignments."""
     popularity_correction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How far in-batch negatives are corrected for how often batches have them
+    """How far in-batch negatives of both alignments are corrected for how often batches have them
     (:class:`~dream_pyg.nn.alignment.NegativeWeights`). Not in the paper."""
 
     def alignment(self) -> BehaviorModalAlignment:

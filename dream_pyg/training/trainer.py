@@ -122,7 +122,8 @@ def train(
         The best epoch's metrics.
 
     Raises:
-        StoreError: If ``run`` exists and ``resume`` is off, nothing can be written there, or another process trains it.
+        StoreError: If something is at ``run`` and ``resume`` is off, nothing can be written there, or another process
+            trains it.
         ResumeError: If the run was made with another configuration or graph, or its checkpoint is damaged.
         TrainingError: If a loss is no longer finite.
         DataError: If the graph has no validation split.

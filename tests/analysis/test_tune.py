@@ -213,6 +213,14 @@ def test_a_study_begins_at_a_preset_and_keeps_what_it_does_not_search(shop_graph
     assert found == best
 
 
+def test_what_a_study_was_told_to_leave_out_of_a_preset_is_not_in_what_it_finds(shop_graph: Path, tmp_path: Path):
+    preset = tmp_path / "mine.toml"
+    preset.write_text('[bpr]\nsource = "a test"\n[bpr.training.teacher]\nshare = 0.5\n')
+    result = search(shop_graph, tmp_path / "study", 1, preset=preset, overrides=["training.teacher=none"])
+    assert "teacher" not in (result.path / "best.toml").read_text()
+    assert RunConfig.load(result.path / "trials" / "000" / "config.toml").training.teacher is None
+
+
 def test_the_point_of_a_preset_has_its_weights_of_modalities_and_only_what_can_be_chosen():
     modalities = ["image", "text"]
     config = RunConfig.create(graph="g", model="dream", overrides=["model.modality_weights={image=1.5, text=0.5}"])

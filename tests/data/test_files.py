@@ -66,6 +66,21 @@ def test_what_a_link_points_to_is_replaced_and_the_link_stays(old: Path):
     assert sorted(old.parent.iterdir()) == [link.parent, old]
 
 
+def test_the_directory_one_is_in_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "here").mkdir()
+    assert files.is_free(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    assert not files.is_free(Path())
+    files.check_writable(Path())
+
+
+def test_what_is_kept_of_a_linked_directory_is_named(old: Path):
+    link = old.parent / "link"
+    link.symlink_to(old)
+    kept = old.rename(old.parent / f".{old.name}.abc.old")
+    assert f"rename {kept} to have the old one back" in files.where_replaced(link)
+
+
 def test_the_old_directory_is_put_back_if_the_new_cannot_be_renamed(old: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(files, "_rename_to_free", lambda *paths: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(StoreError):

@@ -106,6 +106,21 @@ def test_read_quotes(tmp_path: Path) -> None:
     assert read_interactions(write(tmp_path / "a.tsv", 'user\titem\n"a\tx"\n')).rows() == [('"a', 'x"')]
 
 
+def test_read_ratings_only_if_they_are_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user,item,rating,rating,note,note\n1,2,3,4,x,y\n")
+    assert read_interactions(path).rows() == [(1, 2)]
+    with pytest.raises(DataError, match="several columns for the rating"):
+        read_interactions(path, with_ratings=True)
+    with pytest.raises(DataError, match="no column for the rating: expected 'stars'"):
+        read_interactions(path, rating="stars")
+    frame = pl.DataFrame({"user": [1, 2], "item": [3, 4], "rating": ["5", "2"]})
+    frame.with_columns(pl.col("rating").cast(pl.Categorical)).write_parquet(tmp_path / "a.parquet")
+    assert read_interactions(tmp_path / "a.parquet", with_ratings=True)["rating"].to_list() == [5.0, 2.0]
+    frame.with_columns(pl.col("item").cast(str).str.split(",").alias("rating")).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="expected numbers, got List"):
+        read_interactions(tmp_path / "b.parquet", with_ratings=True)
+
+
 @pytest.mark.parametrize("end", ["\n", "\n\n\n", "\r\n\r\n", ""])
 @pytest.mark.parametrize("name", ["a.csv", "a.inter"])
 def test_read_blank_lines_at_the_end(tmp_path: Path, name: str, end: str) -> None:
@@ -149,7 +164,9 @@ def test_read_parquet_times(tmp_path: Path, times: list[object], expected: list[
         ("a.csv", "user,item\n", "has a header but no rows"),
         ("a.csv", "user,rating\n1,2\n", "no column for the item.*found 'user', 'rating'.*`item` in a .*--item-column"),
         ("a.csv", "user,user_id,item\n1,2,3\n", "several columns for the user: user, user_id"),
-        ("a.csv", "user,item,item\n1,2,3\n", "several columns for the item: item, item"),
+        ("a.csv", "user,item,item\n1,2,3\n", "several columns for the item: item, item. Keep one.$"),
+        ("a.csv", "user\titem\titem\n1\t2\t3\n", "several columns for the item: item, item. Keep one.$"),
+        ("a.inter", "user:token\titem:token\titem:token\n1\t2\t3\n", "several columns for the item: item, item"),
         ("a.csv", "user,item\n1,2\n\n3,4\n", "'user': the id in row 2 is missing"),
         ("a.csv", "user,item\n1,2\n,\n", "'user': the id in row 2 is missing"),
         ("a.csv", "user,item\n\n\n", "a.csv has a header but no rows"),
