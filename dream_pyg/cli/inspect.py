@@ -28,7 +28,7 @@ def inspect(path: Path, output_format: str) -> None:
     if output_format == "json":
         print_json(described)
     else:
-        print_table([{"": key, "value": _exact(value)} for key, value in flatten(described).items()])
+        print_table([{"": key, "value": _plain(value)} for key, value in flatten(described).items()])
 
 
 @click.command(epilog="\b\nExample:\n  dream-pyg models --format json")
@@ -57,9 +57,9 @@ def models(output_format: str) -> None:
             click.echo(f"{'':<12}preset {name}: {values} ({preset['source']})")
 
 
-def _exact(value: Any) -> str:
-    """A value as it would be written in a configuration, a learning rate with all its digits."""
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+def _plain(value: Any) -> str:
+    """A value as it would be written in a configuration: 3e-05 is not 0.0000, and a seed has no separators."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _describe_run(paths: RunPaths) -> dict[str, Any]:
