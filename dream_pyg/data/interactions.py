@@ -247,13 +247,8 @@ def _parse_timestamps(values: pl.Series, where: str) -> pl.Series:
     if not values.dtype.is_float():
         integers = values.cast(pl.Int64, strict=False)
         numbers = numbers if integers.null_count() else integers
-    if numbers.is_finite().fill_null(False).all():
-        return numbers
-    row = int((~numbers.is_finite().fill_null(False)).arg_max())
-    raise DataError(
-        f"{where}: expected a number or a date such as 2023-12-31 in each row, got {values[row]!r} in row {row + 1} "
-        "(rows count from 1 below the header). Give every row its time, or remove the column."
-    )
+    expected, cure = "a number or a date such as 2023-12-31", "Give every row its time, or remove the column."
+    return _all_finite(numbers, values, where, expected, cure)
 
 
 def _parse_ratings(values: pl.Series, where: str) -> pl.Series:
@@ -261,13 +256,19 @@ def _parse_ratings(values: pl.Series, where: str) -> pl.Series:
         values = values.cast(pl.String)
     if not (values.dtype.is_numeric() or values.dtype == pl.String):
         raise DataError(f"{where}: expected numbers, got {values.dtype}. Convert the column, or leave min_rating out.")
-    ratings = values.cast(pl.Float64, strict=False)
-    if ratings.is_finite().fill_null(False).all():
-        return ratings
-    row = int((~ratings.is_finite().fill_null(False)).arg_max())
+    cure = "Give every row its rating, or leave min_rating out."
+    return _all_finite(values.cast(pl.Float64, strict=False), values, where, "a number", cure)
+
+
+def _all_finite(numbers: pl.Series, values: pl.Series, where: str, expected: str, cure: str) -> pl.Series:
+    """The numbers that values of a file were read as, if each of them is one."""
+    finite = numbers.is_finite().fill_null(False)
+    if finite.all():
+        return numbers
+    row = int((~finite).arg_max())
     raise DataError(
-        f"{where}: expected a number in each row, got {values[row]!r} in row {row + 1} (rows count from 1 below the "
-        "header). Give every row its rating, or leave min_rating out."
+        f"{where}: expected {expected} in each row, got {values[row]!r} in row {row + 1} (rows count from 1 below the "
+        f"header). {cure}"
     )
 
 
