@@ -18,13 +18,13 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg.analysis.plots import require_plots
 from dream_pyg.config import INDIFFERENT, SEED
-from dream_pyg.data.files import load_tensors, read_json
+from dream_pyg.data.files import load_tensors
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.evaluation import parse_metric
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER, feature_modalities, feature_name, mask_name
 from dream_pyg.models import MODELS, Batch, DualRepresentations, Embeddings, Recommender
 from dream_pyg.nn.losses import bpr_loss
-from dream_pyg.training.run import Run, read_best
+from dream_pyg.training.run import Run, read_best, read_test_metrics
 from dream_pyg.training.triplets import TripletSampler
 
 NODES = (USER, ITEM)
@@ -346,15 +346,12 @@ def _gram_norm(rows: Tensor) -> Tensor:
 
 
 def _test_metrics(run: Run) -> dict[str, dict[str, float]]:
-    path = run.paths.test_metrics
-    # What is there may be of an earlier best epoch, if the run is on its way to more epochs.
-    tested = read_json(path) if path.is_file() else {}
-    if tested.get("epoch") != read_best(run.paths)[0]:
+    lines = read_test_metrics(run.paths, read_best(run.paths)[0])
+    if lines is None:
         raise StoreError(
-            f"{run.paths.root} is not finished or was trained without test: it has no {path.name} of its best epoch. "
-            f"Continue it with `dream-pyg train --resume --run {run.paths.root}`."
+            f"{run.paths.root} is not finished or was trained without test: it has no {run.paths.test_metrics.name} of "
+            f"its best epoch. Continue it with `dream-pyg train --resume --run {run.paths.root}`."
         )
-    lines: dict[str, dict[str, float]] = tested["lines"]
     return lines
 
 

@@ -208,6 +208,12 @@ def read_best(paths: RunPaths) -> tuple[int, dict[str, float]]:
     return int(metadata["epoch"]), json.loads(metadata["valid"])
 
 
+def read_test_metrics(paths: RunPaths, epoch: int) -> dict[str, dict[str, float]] | None:
+    """Test metrics of each line, if they are of this epoch: a run on its way to more has those of an earlier one."""
+    tested = read_json(paths.test_metrics) if paths.test_metrics.is_file() else {}
+    return tested["lines"] if tested.get("epoch") == epoch else None
+
+
 def load_best(paths: RunPaths, model: Recommender) -> None:
     """Give a model the weights of the best epoch.
 

@@ -51,6 +51,7 @@ from dream_pyg.training.run import (
     load_best,
     read_best,
     read_run_info,
+    read_test_metrics,
     save_best,
     update_info,
 )
@@ -498,9 +499,7 @@ def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: 
     session.best_epoch, session.best_metrics = ranks.together(lambda: read_best(paths))
     valid, metrics = session.best_metrics, {}
     ended: dict[str, Any] = {"status": "finished", "epochs": session.epoch, "best_epoch": session.best_epoch}
-    tested = ranks.first_says(
-        paths.test_metrics.is_file() and read_json(paths.test_metrics).get("epoch") == session.best_epoch
-    )
+    tested = ranks.first_says(read_test_metrics(paths, session.best_epoch) is not None)
     teacher = teacher_of(config.training, session.model)
     to_choose = session.vote is not None and teacher is not None and bool(teacher.votes)
     if to_choose or (test and not tested):
