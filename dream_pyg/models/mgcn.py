@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -119,13 +120,18 @@ class MGCN(Recommender):
 
     def dual_representations(self, graph: HeteroData) -> DualRepresentations:
         """The user-item view, and the fused item-item views."""
+        behavior, views = self.encode(graph)
+        users, items = zip(*views, strict=True)
+        return DualRepresentations(
+            behavior, Embeddings(self.fuse(users, behavior.user), self.fuse(items, behavior.item))
+        )
+
+    def encode(self, graph: HeteroData) -> tuple[Embeddings, list[Embeddings]]:
+        """The user-item view, and that of each modality."""
         behavior = propagate_interactions(
             self.propagation, graph, self.user_embedding, self.item_embedding, self.config.num_layers
         )
-        views = {modality: self.view(graph, modality) for modality in self.projections}
-        user = self.fuse({modality: view.user for modality, view in views.items()}, behavior.user)
-        item = self.fuse({modality: view.item for modality, view in views.items()}, behavior.item)
-        return DualRepresentations(behavior, Embeddings(user, item))
+        return behavior, [self.view(graph, modality) for modality in self.projections]
 
     def view(self, graph: HeteroData, modality: str) -> Embeddings:
         """A modality's purified items over its item-item graph, and users as sums of theirs."""
@@ -142,13 +148,13 @@ class MGCN(Recommender):
         store = graph[knn_edge(ITEM, modality)]
         return store.edge_index, normalized_weight(store.similarity, store.edge_index)
 
-    def fuse(self, views: dict[str, Tensor], behavior: Tensor) -> Tensor:
-        """What modalities share, and what is specific to each as far as behavior prefers it."""
-        shared = next(iter(views.values())) if self.attention is None else self.attention(list(views.values()))
+    def fuse(self, views: Sequence[Tensor], behavior: Tensor) -> Tensor:
+        """What the modalities of some rows share, and what is specific to each as far as behavior prefers it."""
+        shared = views[0] if self.attention is None else self.attention(views)
         specific = torch.zeros_like(shared)
-        for modality, preference in self.preferences.items():
+        for view, preference in zip(views, self.preferences.values(), strict=False):
             gate = cast(FilterGate, preference)
-            specific = specific + gate(gate.project(behavior), views[modality] - shared)
+            specific = specific + gate(gate.project(behavior), view - shared)
         if self.config.fusion == "shared_plus_mean":
             return shared + specific / len(views)
         return (shared + specific) / (len(views) + 1)
@@ -156,11 +162,12 @@ class MGCN(Recommender):
     def loss(self, graph: HeteroData, batch: Batch) -> dict[str, Tensor]:
         """BPR, the contrastive loss, L2 and alignment over the batch."""
         config = self.config
-        behavior, modal = self.dual_representations(graph)
-        behavior_user, modal_user = behavior.user[batch.user], modal.user[batch.user]
-        behavior_item, behavior_neg = batch.split_items(behavior.item)
-        modal_item, modal_neg = batch.split_items(modal.item)
-        rows = behavior_user + modal_user, behavior_item + modal_item, behavior_neg + modal_neg
+        behavior, views = self.encode(graph)
+        # Rows are fused each for itself, so those of the batch will do.
+        behavior_rows, view_rows = batch.rows(*behavior), zip(*(batch.rows(*view) for view in views), strict=True)
+        modal_rows = [self.fuse(*both) for both in zip(view_rows, behavior_rows, strict=True)]
+        rows = [of_behavior + modal for of_behavior, modal in zip(behavior_rows, modal_rows, strict=True)]
+        (behavior_user, behavior_item, _), (modal_user, modal_item, _) = behavior_rows, modal_rows
         terms = {"bpr": bpr_loss(*rows)}
         if config.contrastive_weight:
             contrastive = info_nce(modal_user, behavior_user, config.temperature)

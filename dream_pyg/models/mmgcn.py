@@ -150,5 +150,7 @@ class ModalLayer(nn.Module):
         neighbors = F.leaky_relu(neighbors)
         own = F.leaky_relu(self.own(own)) + identity
         if self.concat:
-            return F.leaky_relu(self.combine(torch.cat([neighbors, own], dim=1)))
+            # The product with both side by side, without laying them there.
+            of_neighbors, of_own = self.combine.weight.split([neighbors.size(1), own.size(1)], dim=1)
+            return F.leaky_relu(torch.addmm(F.linear(own, of_own, self.combine.bias), neighbors, of_neighbors.T))
         return F.leaky_relu(self.combine(neighbors) + own)

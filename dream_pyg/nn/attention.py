@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
+from torch_geometric.utils import softmax
 
-from dream_pyg.graph.csr import csr_product
+from dream_pyg.graph.csr import csr_product, sampled_product
 from dream_pyg.nn.propagation import Propagation
 
 
@@ -22,19 +23,16 @@ def attend(propagation: Propagation, source: Tensor, target: Tensor, edge_index:
 
     Args:
         propagation: The message passing layer.
-        source: Source rows (S, D), of norm at most 1, so that exponentials need no maximum taken off first.
-        target: Target rows (T, D), likewise.
+        source: Source rows (S, D).
+        target: Target rows (T, D).
         edge_index: Source and target of each edge (2, E), sorted by target.
 
     Returns:
         The means (T, D), zero for a target without sources, and the weights (E,).
     """
-    exponential = edge_products(source, target, edge_index).exp()
-    # The sums that normalise come out of the same product, as those of a column of ones.
-    with_ones = torch.cat([source, source.new_ones(len(source), 1)], dim=1)
-    summed = propagation(with_ones, edge_index, exponential, len(target))
-    total = summed[:, -1].clamp(min=1e-12)
-    return summed[:, :-1] / total.unsqueeze(1), exponential / total[edge_index.as_tensor()[1]]
+    (pointer, _), _ = edge_index.get_csc()
+    weight = softmax(edge_products(source, target, edge_index), ptr=pointer)
+    return propagation(source, edge_index, weight, len(target)), weight
 
 
 def edge_products(source: Tensor, target: Tensor, edge_index: EdgeIndex) -> Tensor:
@@ -59,8 +57,8 @@ class _EdgeProducts(torch.autograd.Function):
     def forward(ctx: Any, source: Tensor, target: Tensor, edge_index: EdgeIndex) -> Tensor:
         ctx.edge_index = edge_index
         ctx.save_for_backward(source, target)
-        from_, to = edge_index.as_tensor()
-        return (source[from_] * target[to]).sum(dim=1)
+        (colptr, row), _ = edge_index.get_csc()
+        return sampled_product(colptr, row, target, source)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import MessagePassing
 
-from dream_pyg.graph.csr import csr_product
+from dream_pyg.graph.csr import csr_product, sampled_product
 
 
 class Propagation(MessagePassing):
@@ -25,9 +25,9 @@ class Propagation(MessagePassing):
         \frac{\partial \mathcal L}{\partial w_{ji}}
         = \mathbf x_j \cdot \frac{\partial \mathcal L}{\partial \mathbf x^{\prime}_i}
 
-    Messages are not materialised, but for the gradient of learned weights: an :class:`~torch_geometric.EdgeIndex`
-    sorted by target is multiplied as a CSR matrix, and backward multiplies by its transpose, whose index the
-    ``EdgeIndex`` caches. Any other ``edge_index`` takes PyG's gather-scatter path with the same result.
+    Messages are not materialised: an :class:`~torch_geometric.EdgeIndex` sorted by target is a CSR matrix of a product,
+    and backward multiplies by its transpose, whose index the ``EdgeIndex`` caches. Any other ``edge_index`` takes PyG's
+    gather-scatter path with the same result.
 
     Shapes:
         - **input:** source features :math:`(|V_s|, D)`, edge indices :math:`(2, |E|)`, weights :math:`(|E|)`
@@ -75,8 +75,8 @@ def mean_of_neighbors(propagation: Propagation, x: Tensor, edge_index: EdgeIndex
         Target rows (T, D).
     """
     (pointer, _), _ = edge_index.get_csc()
-    total = propagation(x, edge_index, x.new_ones(edge_index.size(1)), len(pointer) - 1)
-    return total / pointer.diff().clamp(min=1).unsqueeze(1)
+    share = pointer.diff().to(x.dtype).reciprocal()  # A target without sources has infinity, and no edge that reads it.
+    return propagation(x, edge_index, share[edge_index.as_tensor()[1]], len(share))
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -95,8 +95,9 @@ class _SparseProduct(torch.autograd.Function):
         edge_weight, x = ctx.saved_tensors
         weight_grad = x_grad = None
         if ctx.needs_input_grad[1]:
-            source, target = ctx.edge_index.as_tensor()
-            weight_grad = (x[source] * grad[target]).sum(dim=1)
+            (colptr, row), perm = ctx.edge_index.get_csc()
+            product = sampled_product(colptr, row, grad, x)
+            weight_grad = product if perm is None else torch.empty_like(product).index_copy_(0, perm, product)
         if ctx.needs_input_grad[2]:
             (rowptr, col), perm = ctx.edge_index.get_csr()
             size = ctx.edge_index.get_sparse_size()

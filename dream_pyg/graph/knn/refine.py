@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dream_pyg.data.features import Neighbors
+from dream_pyg.graph.csr import sampled_product
 from dream_pyg.graph.knn.candidates import CandidateBlocks, Candidates
 from dream_pyg.graph.knn.rows import Rows, measured, unit_rows
 from dream_pyg.graph.processor import threads_of_one
@@ -241,14 +242,7 @@ def _sampled_product(
 ) -> NDArray[np.float32]:
     """Inner products of rows of two matrices at the given pairs, in rising order of row."""
     pointer = np.concatenate([[0], np.bincount(row, minlength=len(left)).cumsum()])
-    pattern = torch.sparse_csr_tensor(
-        torch.from_numpy(pointer),
-        torch.from_numpy(column),
-        torch.zeros(len(row)),
-        (len(left), len(right)),
-        check_invariants=False,  # The kernel takes the columns of a row in any order.
-    )
-    return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values().numpy()
+    return sampled_product(torch.from_numpy(pointer), torch.from_numpy(column), left, right).numpy()
 
 
 def _rank_in_double(
