@@ -28,5 +28,5 @@ def continuable(directory: Path, what: str) -> Iterator[None]:
             yield
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(
-            f"Interrupted; {what} at {directory} is saved so far. Continue with the same command."
+            f"Interrupted; what there is of {what} at {directory} is saved. Continue with the same command."
         ) from error

@@ -106,7 +106,7 @@ def reproduce(
     asked = models or MODELS_OF_TABLE[table]
     about = _about(graph, info, preset, overrides)
     _open(out, info)
-    with continuable(out, f"{table} of {info['dataset']}"):
+    with continuable(out, f"the tables of {info['dataset']}"):
         if table == "table1":
             return _written(_make_table(table, info, [_statistics(info)], about, notes, complete=True), out)
         systems, tasks, missing = _plan(table, systems_of, asked, out, info["fingerprint"], num_seeds)

@@ -460,7 +460,7 @@ def test_two_processes_do_not_work_on_the_same_tables(baby: Path, tables: Path):
     handle = os.open(tables, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(StoreError, match="Another process works on table1 of baby"):
+        with pytest.raises(StoreError, match="Another process works on the tables of baby"):
             reproduce("table1", baby, tables)
     finally:
         os.close(handle)
@@ -502,6 +502,6 @@ def test_a_signal_to_the_parent_saves_every_process(baby: Path, tmp_path: Path, 
     parent.send_signal(number)
     _, said = parent.communicate(timeout=300)
     assert parent.returncode == 130
-    assert said.splitlines()[-1].startswith("Error: Interrupted; table2 of baby")
+    assert said.splitlines()[-1].startswith("Error: Interrupted; what there is of the tables of baby at")
     infos = [json.loads(path.read_text()) for path in out.glob("runs/*/*/run.json")]
     assert [info["status"] for info in infos] == ["interrupted"] * 2

@@ -233,7 +233,7 @@ def test_a_signal_leaves_only_what_was_measured(
         return machinery(job, threads, limit)
 
     monkeypatch.setattr(graph, "run_job", signalled)
-    with pytest.raises(Interrupted, match=r"the benchmark at .* is saved so far\. Continue with"):
+    with pytest.raises(Interrupted, match=r"what there is of the benchmark at .* is saved\. Continue with"):
         bench_graph([WORKLOAD], ["exact-fp32"], tmp_path, CONDITIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["runs.jsonl"]
     monkeypatch.setattr(graph, "run_job", machinery)

@@ -63,7 +63,8 @@ def test_an_interrupted_table_exits_with_130_and_goes_on(command: Command, here:
     assert result.exit_code == 130
     last = result.stderr.splitlines()[-1]
     assert last == (
-        "Error: Interrupted; table2 of synthetic at tables/synthetic is saved so far. Continue with the same command."
+        "Error: Interrupted; what there is of the tables of synthetic at tables/synthetic is saved. "
+        "Continue with the same command."
     )
     monkeypatch.setattr(BPR, "loss", original)
     assert command(*arguments).exit_code == 0
