@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
-from torch_geometric.utils import softmax
 
 from dream_pyg.graph.csr import csr_product, sampled_product
 from dream_pyg.nn.propagation import Propagation
@@ -23,15 +22,17 @@ def attend(propagation: Propagation, source: Tensor, target: Tensor, edge_index:
 
     Args:
         propagation: The message passing layer.
-        source: Source rows (S, D).
-        target: Target rows (T, D).
+        source: Source rows (S, D), of norm at most 1, so that exponentials need no maximum taken off first.
+        target: Target rows (T, D), likewise.
         edge_index: Source and target of each edge (2, E), sorted by target.
 
     Returns:
         The means (T, D), zero for a target without sources, and the weights (E,).
     """
-    (pointer, _), _ = edge_index.get_csc()
-    weight = softmax(edge_products(source, target, edge_index), ptr=pointer)
+    exponential = edge_products(source, target, edge_index).exp()
+    # A product: on a GPU scattered sums come in any order, and the CPU would wait for those of segments.
+    total = propagation(source.new_ones(len(source), 1), edge_index, exponential, len(target)).squeeze(1)
+    weight = exponential / total.clamp(min=1e-12)[edge_index.as_tensor()[1]]
     return propagation(source, edge_index, weight, len(target)), weight
 
 
