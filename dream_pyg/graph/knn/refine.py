@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dream_pyg.data.features import Neighbors
-from dream_pyg.graph.csr import sampled_product
+from dream_pyg.graph.csr import row_pointer, sampled_product
 from dream_pyg.graph.knn.candidates import CandidateBlocks, Candidates
 from dream_pyg.graph.knn.rows import Rows, measured, unit_rows
 from dream_pyg.graph.processor import threads_of_one
@@ -241,8 +241,8 @@ def _sampled_product(
     left: torch.Tensor, right: torch.Tensor, row: NDArray[np.int64], column: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Inner products of rows of two matrices at the given pairs, in rising order of row."""
-    pointer = np.concatenate([[0], np.bincount(row, minlength=len(left)).cumsum()])
-    return sampled_product(torch.from_numpy(pointer), torch.from_numpy(column), left, right).numpy()
+    pointer = row_pointer(torch.bincount(torch.from_numpy(row), minlength=len(left)))
+    return sampled_product(pointer, torch.from_numpy(column), left, right).numpy()
 
 
 def _rank_in_double(
