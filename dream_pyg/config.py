@@ -259,7 +259,8 @@ class RunConfig(_Section):
             overrides: Single values; ``none`` takes one back to its default.
 
         Raises:
-            ConfigError: If a key or preset is unknown, a value is out of range, or graph or model is missing.
+            ConfigError: If a key or preset is unknown, a value is out of range, or graph or model is missing or named
+                twice.
         """
         values: dict[str, Any] = read_toml(file, "config file") if file is not None else {}
         if graph is not None:
@@ -279,7 +280,11 @@ class RunConfig(_Section):
         for key, cure in (("graph", "the graph store's path"), ("model", "a model with --model NAME")):
             if key not in values:
                 raise ConfigError(f"The run has no {key!r}. Give {cure}, or set it in the config file.")
-        return cls.from_dict(values, str(file or "config"))
+        config = cls.from_dict(values, str(file or "config"))
+        for key, given, set_to in (("graph", graph, config.graph), ("model", model, config.model_name)):
+            if given is not None and str(given) != set_to:
+                raise ConfigError(f"The {key} is given twice: {given}, and {set_to} as an override. Leave one out.")
+        return config
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
@@ -388,15 +393,18 @@ def _check_known(values: Mapping[str, Any], sections: list[str], name: str) -> N
     """Refuse an unknown key that is taken back to its default, since nothing is left of it to be checked later."""
     kinds: dict[str, type[BaseModel]] = {"": RunConfig, "training": TrainingConfig}
     kinds |= {"training.sampling": SamplingConfig, "training.teacher": TeacherConfig}
-    path = ".".join(sections)
-    if path in kinds:
-        known = list(kinds[path].model_fields)
-    elif path == "model" and isinstance(values.get("model"), dict):
+    section, asked = ".".join(sections), name
+    if section in kinds:
+        known = list(kinds[section].model_fields)
+    elif section == "model" and isinstance(values.get("model"), dict):
         known = list(dataclasses.asdict(_model_config(_split_name(values["model"])[0], {})))
-    else:
+    elif sections[0] == "model" or sections[:3] == ["training", "teacher", "model"]:
         return  # A weight of one modality, or a hyper-parameter of a teacher.
-    if name not in known:
-        raise ConfigError(f"{'.'.join([*sections, name])} is unknown, so it has no default.{did_you_mean(name, known)}")
+    else:
+        asked, known = section, [*kinds, "model"]
+    if asked not in known:
+        key = ".".join([*sections, name])
+        raise ConfigError(f"{key} is unknown, so it has no default.{did_you_mean(asked, known)}")
 
 
 def _parse_value(text: str) -> Any:

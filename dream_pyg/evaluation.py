@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from dream_pyg import ranks
@@ -69,8 +70,6 @@ def evaluate(
         DataError: If the split has no interactions.
     """
     _check(split, ks, metrics)
-    if num_users is not None and num_users < 1:
-        raise ConfigError(f"The number of users to evaluate is {num_users}; expected at least 1.")
     store = graph[INTERACTS]
     targets = store[label_name(split)]
     if targets.size(1) == 0:
@@ -90,11 +89,7 @@ def evaluate(
     made = {f"{name}@{k}": getattr(of_pyg, METRICS[name])(k) for name, k in sorted(asked)}
     ranked = of_pyg.LinkPredMetricCollection(made).to(device)
     coverage = {k: of_pyg.LinkPredCoverage(k, num_items).to(device) for k in ks if COVERAGE in metrics}
-    users = torch.unique(targets[0])
-    if num_users is not None and num_users < len(users):
-        sample = torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:num_users]
-        users = users[sample.sort().values.to(users.device)]
-    users = users[ranks.rank() :: ranks.num_ranks()]
+    users = evaluated_users(targets, num_users)[ranks.rank() :: ranks.num_ranks()]
     if not coverage:
         undecided = may_hit(scorer, users, wanted, max(ks), seen)
         for block in users[~undecided].split(_USERS_AT_ONCE):
@@ -109,6 +104,25 @@ def evaluate(
     values = {name: float(value) for name, value in ranked.compute().items()}
     values |= {f"{COVERAGE}@{k}": float(metric.compute()) for k, metric in coverage.items()}
     return {f"{name}@{k}": values[f"{name}@{k}"] for name in metrics for k in ks}
+
+
+def evaluated_users(targets: Tensor, num_users: int | None = None) -> Tensor:
+    """The users of a split, or a random sample of them that is the same each time.
+
+    Args:
+        targets: Users and items of the split (2, S).
+        num_users: How many users there are at most; by default all.
+
+    Raises:
+        ConfigError: If ``num_users`` is not positive.
+    """
+    if num_users is not None and num_users < 1:
+        raise ConfigError(f"The number of users to evaluate is {num_users}; expected at least 1.")
+    users = torch.unique(targets[0])
+    if num_users is None or num_users >= len(users):
+        return users
+    sample = torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:num_users]
+    return users[sample.sort().values.to(users.device)]
 
 
 def parse_metric(metric: str) -> tuple[str, int]:

@@ -89,9 +89,21 @@ def test_an_override_of_none_is_the_default_and_an_empty_table_leaves_one_that_i
     plain = RunConfig.create(graph="graph", model="dream")
     for override in ("training.teacher.vote=none", "training.sampling.relations=none", "model.modality_weights=none"):
         assert RunConfig.create(graph="graph", model="dream", overrides=[override]) == plain, override
-    for override, cure in (("training.epochz=none", "'epochs'"), ("model.l2_wieght=none", "'l2_weight'")):
+    for override, cure in (
+        ("training.epochz=none", "'epochs'"),
+        ("model.l2_wieght=none", "'l2_weight'"),
+        ("traning.epochs=none", "'training'"),
+        ("training.seed.first=none", ""),
+    ):
         with pytest.raises(ConfigError, match=f"{override[:-5]} is unknown.*{cure}"):
             RunConfig.create(graph="graph", model="dream", overrides=[override])
+
+
+@pytest.mark.parametrize("override", ["graph=graphs/b", "model.name=bpr", "model={name='bpr'}"])
+def test_a_graph_or_model_that_is_named_cannot_be_another_by_an_override(override: str):
+    with pytest.raises(ConfigError, match=r"given twice: (graphs/a, and graphs/b|dream, and bpr) as an override"):
+        RunConfig.create(graph="graphs/a", model="dream", overrides=[override])
+    RunConfig.create(graph="graphs/a", model="dream", overrides=["graph=graphs/a", "model.name=dream"])
 
 
 def test_overrides_are_applied_once(preset: Path):

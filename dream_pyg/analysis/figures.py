@@ -94,10 +94,10 @@ def make_figure(
     stem = Path(out) / f"figure-{name}"
     files = FigureFiles(table, *(stem.with_suffix(suffix) for suffix in (".csv", ".png", ".svg")))
     picture = figure.draw(table)
-    with atomic_path(files.csv) as temporary:
-        table.write_csv(temporary)
     write_picture(picture, files.png)
     write_picture(picture, files.svg)
+    with atomic_path(files.csv) as temporary:
+        table.write_csv(temporary)
     return files
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from dream_pyg.evaluation import evaluated_users
 from dream_pyg.graph.csr import UserItems
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER, label_name
 from dream_pyg.models.base import Scorer
@@ -19,7 +20,7 @@ USER_GROUPS = ("quiet", "middle", "active")
 
 
 def measure_users(
-    scorer: Scorer, graph: HeteroData, k: int = 20, split: str = "test"
+    scorer: Scorer, graph: HeteroData, k: int = 20, split: str = "test", num_users: int | None = None
 ) -> tuple[dict[str, float], Tensor]:
     r"""Recall in groups, coverage and popularity of the top k; ranks as :func:`~dream_pyg.evaluation.evaluate` does.
 
@@ -37,18 +38,21 @@ def measure_users(
         graph: The graph with the labels.
         k: Length of the ranking.
         split: ``"valid"`` or ``"test"``.
+        num_users: How many users to rank for, the sample that :func:`~dream_pyg.evaluation.evaluate` draws; by default
+            all.
 
     Returns:
         Each figure by name, 0 where a group has nothing to find; and recall@k of each user (U,), NaN for those without
-        an item in the split.
+        an item in the split, or not in the sample.
     """
     train, targets = graph[INTERACTS][label_name("train")], graph[INTERACTS][label_name(split)]
-    num_users, num_items = int(graph[USER].num_nodes), int(graph[ITEM].num_nodes)
-    degree = {USER: train[0].bincount(minlength=num_users), ITEM: train[1].bincount(minlength=num_items)}
-    count = {USER: targets[0].bincount(minlength=num_users), ITEM: targets[1].bincount(minlength=num_items)}
-    hits = torch.zeros(num_users, device=train.device)
+    targets = targets[:, torch.isin(targets[0], evaluated_users(targets, num_users))]
+    all_users, num_items = int(graph[USER].num_nodes), int(graph[ITEM].num_nodes)
+    degree = {USER: train[0].bincount(minlength=all_users), ITEM: train[1].bincount(minlength=num_items)}
+    count = {USER: targets[0].bincount(minlength=all_users), ITEM: targets[1].bincount(minlength=num_items)}
+    hits = torch.zeros(all_users, device=train.device)
     found, shown = (torch.zeros(num_items, device=train.device) for _ in range(2))
-    for targeted in _hits(scorer, graph, k, split):
+    for targeted in _hits(scorer, UserItems.from_pairs(train, all_users), targets, k):
         hits.index_add_(0, targeted.user, targeted.hit)
         found.index_add_(0, targeted.item, targeted.hit)
         shown += targeted.ranking[targeted.ranking >= 0].bincount(minlength=num_items)
@@ -73,11 +77,9 @@ class _Hits(NamedTuple):
     hit: Tensor
 
 
-def _hits(scorer: Scorer, graph: HeteroData, k: int, split: str) -> Iterator[_Hits]:
-    """Rank the catalogue less train items for every user of a split."""
-    train, targets = graph[INTERACTS][label_name("train")], graph[INTERACTS][label_name(split)]
-    num_users = int(graph[USER].num_nodes)
-    seen, wanted = UserItems.from_pairs(train, num_users), UserItems.from_pairs(targets, num_users)
+def _hits(scorer: Scorer, seen: UserItems, targets: Tensor, k: int) -> Iterator[_Hits]:
+    """Rank the catalogue less what was seen for every user with targets (2, S)."""
+    wanted = UserItems.from_pairs(targets, scorer.num_users)
     for block in rank_blocks(scorer, targets[0].unique(), k, seen):
         row, item = wanted.coordinates(block.user)
         hit = (block.item[row] == item.unsqueeze(1)).any(dim=1).float()

@@ -281,7 +281,9 @@ def kept_models(run: Run) -> Iterator[tuple[int, Recommender]]:
 
     Raises:
         StoreError: If no epochs were kept.
+        ConfigError: If the model has not two lines, of which all figures by epoch are.
     """
+    dual_lines(run.model, run.graph)
     epochs = run.paths.kept_epochs()
     if not epochs:
         raise StoreError(

@@ -22,13 +22,14 @@ _LINE_COLORS = {"behavior": COLORS[0], "modal": COLORS[1], "general": COLORS[2]}
 _HATCHES = {"behavior": "", "modal": "//", "general": ".."}
 _NODE_NAMES = {"user": "Users", "item": "Items"}
 _KEY_NAMES = {
-    "signal_weight": r"Signal weight $\gamma$",
-    "intra_weight": r"Intra-alignment weight $\alpha$",
-    "inter_weight": r"Inter-alignment weight $\beta$",
+    "signal_weight": "Signal weight \u03b3",
+    "intra_weight": "Intra-alignment weight \u03b1",
+    "inter_weight": "Inter-alignment weight \u03b2",
 }
 _PANEL = (5.6, 4.2)  # inches
 _GROUP = 1.9  # inches of a group of bars
 _LETTERS_PER_INCH = 9
+_NO_SPACE = "\u200b"
 _STYLE = {
     "font.size": 13,
     "axes.titlesize": 14,
@@ -40,6 +41,7 @@ _STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 2.0,
     "lines.markersize": 7,
+    "text.parse_math": False,  # names of runs are the user's
     "svg.hashsalt": "dream_pyg",  # without, the ids in an SVG are random
 }
 
@@ -261,7 +263,9 @@ def _legend(figure: Any, axes: Any, **options: Any) -> None:
 
 
 def _groups(table: pl.DataFrame, column: str) -> list[tuple[str, pl.DataFrame]]:
-    return [(str(name), part) for (name,), part in table.group_by(column, maintain_order=True)]
+    """The parts of a table with their labels; Matplotlib keeps those that begin with an underscore out of legends."""
+    groups = ((str(name), part) for (name,), part in table.group_by(column, maintain_order=True))
+    return [(_NO_SPACE + name if name.startswith("_") else name, part) for name, part in groups]
 
 
 def _look(index: int) -> dict[str, str]:

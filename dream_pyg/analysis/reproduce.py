@@ -17,7 +17,7 @@ import logging
 import os
 import platform
 from collections.abc import Container, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,20 +35,31 @@ from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
 from dream_pyg.data.files import is_free, load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, StoreError
-from dream_pyg.graph.processor import processor_name
+from dream_pyg.graph.processor import processor_name, resolve_device
 from dream_pyg.graph.schema import SPLITS
 from dream_pyg.graph.store import load_graph, read_info
 from dream_pyg.models import find_model
-from dream_pyg.training.model import check_requirements
-from dream_pyg.training.run import RunPaths, load_run, read_best, read_epochs, read_run_info, seconds_of
+from dream_pyg.training.preparation import prepare
+from dream_pyg.training.run import (
+    RunPaths,
+    load_run,
+    read_best,
+    read_epochs,
+    read_run_info,
+    read_test_metrics,
+    seconds_of,
+)
 from dream_pyg.training.trainer import train
 
 logger = logging.getLogger("dream_pyg")
 
 _TESTED = "recall@20"
 """What is tested over users."""
+_NO_MATTER = ("graph:", *(f"training.{key}:" for key in INDIFFERENT))
+"""In what runs of one system may differ."""
 _INFO = "reproduction.json"
 _FORMAT_VERSION = 1
+_WITHOUT_PRESET = {"table1": "the data", "choices": "the preset paper with single values changed"}
 
 
 class Task(NamedTuple):
@@ -101,6 +112,8 @@ def reproduce(
         require_plots()
     if any(override_key(override) == SEED for override in overrides):
         raise ConfigError(f"{SEED} cannot be set: a table has runs of the seeds 0, 1, ...; say how many (--seeds).")
+    if preset is not None and table in _WITHOUT_PRESET:
+        raise ConfigError(f"{table} uses no preset: it has {_WITHOUT_PRESET[table]}. Leave --preset out.")
     info, out = read_info(graph), Path(out)
     systems_of = systems_of_table(table, str(graph), models, preset, overrides)
     asked = models or MODELS_OF_TABLE[table]
@@ -113,8 +126,12 @@ def reproduce(
         here = {system.config.model_name for system in systems}
         if left_out := [find_model(model).__name__ for model in systems_of if model not in here]:
             about["left out"] = left_out
+        if jobs > 1 and any(task.config.training.num_threads not in (None, 1) for task in missing.values()):
+            raise ConfigError(
+                "Trainings beside each other have one thread each: leave out training.num_threads, or --jobs."
+            )
         needed = {task.run for of_system in tasks.values() for task in of_system}
-        _check_requirements(list(missing.values()))
+        _check_trainable(list(missing.values()))
 
         def written() -> Table:
             rows = [_row(table, system, tasks[system.key], missing, info["dataset"]) for system in systems]
@@ -149,7 +166,7 @@ def _plan(
     systems: list[System] = []
     tasks: dict[str, list[Task]] = {}
     missing: dict[Path, Task] = {}
-    known, test = _directories(out), _split(table) == "test"
+    known, test = _known_runs(out), _split(table) == "test"
     for model, rows in systems_of.items():
         of_row = {row.key: _tasks(row, out, fingerprint, num_seeds, known, test=test) for row in rows}
         unfinished = {
@@ -162,20 +179,19 @@ def _plan(
     return systems, tasks, missing
 
 
-def _check_requirements(tasks: list[Task]) -> None:
-    """Refuse a graph that one of the runs cannot use, before the first of them has trained for hours."""
-    if tasks:
-        graph = load_graph(tasks[0].config.graph).graph
-        for task in tasks:
-            check_requirements(task.config.model_name, task.config.hyperparameters, graph)
+def _check_trainable(tasks: list[Task]) -> None:
+    """Refuse what cannot be trained on the graph, before the first run has trained for hours."""
+    first_of = {task.run.parent: task.config for task in reversed(tasks)}
+    for config in first_of.values():
+        prepare(config, load_graph(config.graph).graph, resolve_device(config.training.device))
 
 
 def _tasks(
-    system: System, out: Path, fingerprint: str, num_seeds: int, known: dict[str, str], *, test: bool
+    system: System, out: Path, fingerprint: str, num_seeds: int, known: dict[tuple[str, int], Path], *, test: bool
 ) -> list[Task]:
     name = _directory_name(system.config.to_dict(), fingerprint)
-    directory = out / "runs" / known.get(name, name)
-    return [Task(system.with_seed(seed), directory / f"seed-{seed}", test) for seed in range(num_seeds)]
+    runs = [known.get((name, seed), out / "runs" / name / f"seed-{seed}") for seed in range(num_seeds)]
+    return [Task(system.with_seed(seed), run, test) for seed, run in enumerate(runs)]
 
 
 def _directory_name(values: dict[str, Any], fingerprint: str) -> str:
@@ -186,15 +202,15 @@ def _directory_name(values: dict[str, Any], fingerprint: str) -> str:
     return f"{values['model']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def _directories(out: Path) -> dict[str, str]:
-    """The directories that are there, by the names that they would have now: each new option changes the names."""
+def _known_runs(out: Path) -> dict[tuple[str, int], Path]:
+    """The runs that are there, by the names that their directories would have now, which each new option changes."""
     known = {}
     for path in sorted((out / "runs").glob("*/seed-*")):
         try:
             info = read_run_info(RunPaths(path))
         except StoreError:
             continue  # Damaged, or of options that are no more: no row can ask for it, or it will be named then.
-        known[_directory_name(info["config"], info["graph_fingerprint"])] = path.parent.name
+        known[_directory_name(info["config"], info["graph_fingerprint"]), info["config"]["training"]["seed"]] = path
     return known
 
 
@@ -208,7 +224,15 @@ def _is_finished(task: Task, fingerprint: str) -> bool:
             f"{task.run} is a run on another graph: fingerprint {str(info['graph_fingerprint'])[:12]}, expected "
             f"{fingerprint[:12]}. Remove it, or write the tables to another directory with --out."
         )
-    return info.get("status") == "finished" and (paths.test_metrics.is_file() or not task.test)
+    changed = [line for line in task.config.differences(info["config"]) if not line.startswith(_NO_MATTER)]
+    if changed:
+        raise StoreError(
+            f"{task.run} is a run of another configuration (here = the table's, there = the run's): "
+            f"{'; '.join(changed)}. Move it away, or write the tables to another directory with --out."
+        )
+    if info.get("status") != "finished":
+        return False
+    return not task.test or read_test_metrics(paths, read_best(paths)[0]) is not None
 
 
 def _train_all(tasks: list[Task], jobs: int) -> Generator[Path]:
@@ -227,7 +251,7 @@ def _row(table: str, system: System, tasks: list[Task], missing: Container[Path]
     runs = [_run(task) for task in tasks if task.run not in missing]
     if table == "accuracy":
         for run in runs:
-            run["test"] |= _users_of(Path(run["run"]), system.config.graph, "test")[0]
+            run["test"] |= _users_of(Path(run["run"]), system.config, "test")[0]
     cells = [
         Cell.of(metric, [run[_split(table)][metric] for run in runs], printed.get(metric))
         for metric in table_metrics(table)
@@ -245,36 +269,41 @@ def _test_over_users(systems: list[System], rows: list[Row], split: str) -> None
             continue
         for one in (row, reference):
             if one.key not in recall_of:
-                recalls = [_users_of(Path(run["run"]), system.config.graph, split)[1] for run in one.runs]
+                recalls = [_users_of(Path(run["run"]), system.config, split)[1] for run in one.runs]
                 recall_of[one.key] = torch.stack(recalls).mean(dim=0)
         p_value = paired_p_value(recall_of[row.key], recall_of[reference.key])
         cells = [cell._replace(p_value=p_value) if cell.metric == _TESTED else cell for cell in row.cells]
         rows[position] = row._replace(cells=cells, compared_with=reference.name)
 
 
-def _users_of(run: Path, graph: str, split: str) -> tuple[dict[str, float], Tensor]:
+def _users_of(run: Path, config: RunConfig, split: str) -> tuple[dict[str, float], Tensor]:
     """The figures by groups and the recall of each user (U,) of a finished run, kept beside it as of its best epoch."""
-    path, best_epoch = run / f"users_{split}.safetensors", read_best(RunPaths(run))[0]
-    if not path.is_file() or load_tensors(path, verify=False)[1]["epoch"] != str(best_epoch):
-        loaded = load_run(run, device="cpu", graph=graph)
-        figures, recall = measure_users(loaded.scorer(), loaded.graph, split=split)
-        save_tensors(path, {_TESTED: recall}, {"epoch": str(best_epoch), "figures": json.dumps(figures)})
-    tensors, metadata = load_tensors(path)
-    return json.loads(metadata["figures"]), tensors[_TESTED]
+    path, num_users = run / f"users_{split}.safetensors", config.training.eval_users
+    made_of = {"epoch": str(read_best(RunPaths(run))[0]), "eval_users": str(num_users)}
+    with suppress(StoreError):  # What is missing or damaged is made again.
+        tensors, metadata = load_tensors(path)
+        if made_of.items() <= metadata.items():
+            return json.loads(metadata["figures"]), tensors[_TESTED]
+    loaded = load_run(run, device="cpu", graph=config.graph)
+    figures, recall = measure_users(loaded.scorer(), loaded.graph, split=split, num_users=num_users)
+    save_tensors(path, {_TESTED: recall}, {**made_of, "figures": json.dumps(figures)})
+    return figures, recall
 
 
 def _run(task: Task) -> dict[str, Any]:
     """What a table says of a finished run."""
     paths = RunPaths(task.run)
-    info = read_run_info(paths)
+    info, epochs = read_run_info(paths), read_epochs(paths)
+    best_epoch, valid = read_best(paths)
+    test = (read_test_metrics(paths, best_epoch) or {}) if task.test else {}
     return {
         "run": str(task.run),
         "seed": info["seed"],
-        "valid": info.get("valid") or read_best(paths)[1],  # which older runs do not say
-        **({"test": read_json(paths.test_metrics)["lines"]["general"]} if task.test else {}),
-        "best_epoch": info["best_epoch"],
+        "valid": info.get("valid") or valid,  # which older runs do not say
+        **({"test": test["general"]} if test else {}),
+        "best_epoch": best_epoch,
         "epochs": info["epochs"],
-        "seconds": seconds_of(read_epochs(paths)),
+        "seconds": seconds_of(epochs),
         "device": info["device"],
         "resumed": info.get("resumed", []),
         "processor": info.get("processor", ""),  # which older runs do not say
@@ -345,7 +374,7 @@ def _about(
     graph: str | Path, info: dict[str, Any], preset: str | Path | None, overrides: Sequence[str]
 ) -> dict[str, Any]:
     about = {
-        "graph": str(graph),
+        "graph": Path(graph).resolve().name,
         "built with": info["parameters"],
         "built from": [part["path"] for part in info["inputs"].values()],
         "fingerprint": info["fingerprint"],

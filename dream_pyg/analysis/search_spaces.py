@@ -13,6 +13,7 @@ from typing import Any
 from dream_pyg.config import RunConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.models import find_model
+from dream_pyg.models.base import fusion_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +184,8 @@ def default_point(space: Space, config: RunConfig, modalities: Sequence[str]) ->
     """Where in a space a configuration lies.
 
     Raises:
-        ConfigError: If a value of it is none of a few to choose from, or not positive on a logarithmic scale.
+        ConfigError: If a value of it is none of a few to choose from, or not positive on a logarithmic scale, or a
+            weight is for a modality that the graph does not have.
     """
     values = config.to_dict()
     point: dict[str, Any] = {}
@@ -193,7 +195,7 @@ def default_point(space: Space, config: RunConfig, modalities: Sequence[str]) ->
             given = values[section].get(name)
             point[key] = dimension.of_paper if "text" in modalities else 0.5
             if given:
-                point[key] = given.get("image", 0.0) / sum(given.values())
+                point[key] = fusion_weights(modalities, given).get("image", 0.0)
         else:
             point[key] = values[section][name]
             if isinstance(dimension, Choice) and point[key] not in dimension.values:

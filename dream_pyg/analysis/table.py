@@ -73,8 +73,12 @@ class Table(NamedTuple):
         write_json(directory / f"{name}.json", self.to_dict())
         write_text(directory / f"{name}.csv", self.to_csv())
         write_text(directory / f"{name}.md", self.to_markdown())
-        if self.name == "accuracy" and self.complete:
-            write_picture(draw_accuracy(self._frame()), directory / f"{name}.png")
+        if self.name == "accuracy":
+            picture = directory / f"{name}.png"
+            if self.complete:
+                write_picture(draw_accuracy(self._frame()), picture)
+            else:
+                picture.unlink(missing_ok=True)  # What an earlier one shows is not in the table.
 
     def _frame(self) -> pl.DataFrame:
         records = [(row.name, cell.metric, cell.mean, cell.std) for row in self.rows for cell in row.cells]

@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,12 +119,14 @@ def tune(
 
     Raises:
         MissingExtraError: If Optuna is not installed.
-        ConfigError: If the model has nothing to tune.
+        ConfigError: If the model has nothing to tune, or a value makes no sense.
         ResumeError: If the study at ``out`` is another one.
         StoreError: If ``out`` is something else, damaged, or in use.
         Interrupted: On SIGINT or SIGTERM; the same call continues.
     """
     optuna = _import_optuna()
+    if timeout is not None and not timeout >= 0:
+        raise ConfigError(f"The time for trials is {timeout} seconds; expected 0 or more.")
     overrides = list(overrides)
     fixed = [override_key(override) for override in overrides]
     if SEED in fixed:
@@ -150,7 +154,7 @@ def tune(
         "config": _described_config(base),
     }
     _open(out, description)
-    with continuable(out, "the study"):
+    with continuable(out, "the study"), _explained_storage(optuna, out):
         search = _Search(optuna, out, base, space, modalities, pruning_warmup)
         begun = time.monotonic()
         while (ended := len(search.trials())) < num_trials:
@@ -252,9 +256,7 @@ class _Search:
             for trial in self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
                 self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # It was killed, and begins again.
         except Exception as error:  # A damaged database fails in as many ways as it has pages.
-            raise StoreError(
-                f"{out / STORAGE} is damaged ({error}). Restore it from a copy, or begin a study in another directory."
-            ) from error
+            raise _storage_error(out, error) from error
 
     def trials(self) -> list[Trial]:
         """Those that have ended, in order."""
@@ -360,6 +362,29 @@ def _import_optuna() -> Any:
             'Tuning needs Optuna, which is not installed. Install it with `pip install "dream-pyg[tune]"`.'
         ) from error
     return optuna
+
+
+@contextmanager
+def _explained_storage(optuna: Any, out: Path) -> Iterator[None]:
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        raise _storage_error(out, error) from error
+
+
+def _storage_error(out: Path, error: BaseException) -> StoreError:
+    """What is wrong with the storage, as its database says: it can be locked or unwritable and not damaged at all."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    said = next((cause for cause in causes if isinstance(cause, sqlite3.OperationalError)), None)
+    if said is not None:
+        return StoreError(
+            f"{out / STORAGE} cannot be used: {said}. Remove what is in the way, and give the same command."
+        )
+    return StoreError(
+        f"{out / STORAGE} is damaged ({error}). Restore it from a copy, or begin a study in another directory."
+    )
 
 
 def _distribution(optuna: Any, dimension: Any) -> Any:

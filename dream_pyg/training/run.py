@@ -250,10 +250,17 @@ def describe_run(config: RunConfig, stored: StoredGraph, device: torch.device) -
 
 
 def read_epochs(paths: RunPaths) -> list[dict[str, Any]]:
-    """What is noted of each epoch so far."""
+    """What is noted of each epoch so far.
+
+    Raises:
+        StoreError: If a line is damaged.
+    """
     if not paths.metrics.is_file():
         return []
-    return [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise StoreError(f"{paths.metrics} is damaged ({error}). Restore it from a copy, or train anew.") from error
 
 
 def seconds_of(epochs: list[dict[str, Any]]) -> float:

@@ -23,25 +23,18 @@ from dream_pyg.config import INDIFFERENT, RunConfig, TrainingConfig
 from dream_pyg.data.files import atomic_directory, held, read_json, write_json, write_text
 from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.data.validation import differences
-from dream_pyg.errors import ConfigError, DataError, Interrupted, ResumeError, TrainingError
+from dream_pyg.errors import ConfigError, Interrupted, ResumeError, TrainingError
 from dream_pyg.evaluation import KS, evaluate, parse_metric
 from dream_pyg.graph.processor import deterministic, resolve_device
-from dream_pyg.graph.schema import INTERACTS, label_name
+from dream_pyg.graph.schema import INTERACTS
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import Batch, Recommender, Scorer
 from dream_pyg.nn.batch_shapes import fix_shapes
 from dream_pyg.training.checkpoint import load_checkpoint, save_checkpoint
 from dream_pyg.training.gradients import Gradients, RecordedGradients, can_record
-from dream_pyg.training.memory import check_memory
-from dream_pyg.training.model import (
-    load_weights,
-    make_model,
-    prepare_graph,
-    scorer_of,
-    teacher_of,
-    whole_weights,
-)
+from dream_pyg.training.model import load_weights, make_model, scorer_of, teacher_of, whole_weights
 from dream_pyg.training.optimizers import make_optimizers
+from dream_pyg.training.preparation import prepare
 from dream_pyg.training.run import (
     Run,
     RunPaths,
@@ -182,31 +175,8 @@ def _prepare(
         _check_resumable(config, paths, stored.fingerprint)
     else:
         paths.check_absent()
-    check_memory(config, stored.graph, device)
-    graph = prepare_graph(stored.graph, device, config.num_neighbors, config.held_precision)
-    if graph[INTERACTS][label_name("valid")].size(1) == 0:
-        raise DataError(
-            "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."
-        )
-    torch.manual_seed(config.training.seed)
-    model = make_model(config, graph, device)
-    if (
-        (teacher := config.training.teacher) is not None
-        and teacher.is_used
-        and teacher_of(config.training, model) is None
-    ):
-        raise ConfigError(
-            f"Model {config.model_name!r} is solved and not trained, so training.teacher has nobody to teach. Leave it "
-            "out."
-        )
-    steps: WholeGraphSteps | SampledSteps = WholeGraphSteps(graph, device)
-    if (sampling := config.training.sampling) is not None:
-        here = torch.device("cpu")
-        whole = (
-            graph if device == here else prepare_graph(stored.graph, here, config.num_neighbors, config.held_precision)
-        )
-        steps = SampledSteps(whole, model, sampling, seed=config.training.seed, device=device)
-    return _Session(config, paths, graph, model, steps, on_evaluation), stored, describe_run(config, stored, device)
+    prepared = prepare(config, stored.graph, device)
+    return _Session(config, paths, *prepared, on_evaluation), stored, describe_run(config, stored, device)
 
 
 def _check_agreement(told: Mapping[str, Any]) -> None:

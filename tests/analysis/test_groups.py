@@ -60,6 +60,14 @@ def test_figures_are_those_of_loops(graph, embeddings, k, split):
     assert figures == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_sample_of_users_is_the_one_that_is_evaluated(graph, embeddings):
+    figures, recall = measure_users(embeddings, graph, num_users=10)
+    expected = evaluate(embeddings, graph, "test", ks=[20], metrics=["recall", "coverage"], num_users=10)
+    assert int((~recall.isnan()).sum()) == 10
+    assert float(recall.nanmean()) == pytest.approx(expected["recall@20"])
+    assert figures["coverage@20"] == pytest.approx(expected["coverage@20"])
+
+
 def test_groups_of_users_average_to_the_metric_and_coverage_is_that_of_evaluation(graph, embeddings):
     figures, _ = measure_users(embeddings, graph, 20)
     overall = evaluate(embeddings, graph, "test", ks=(20,), metrics=("recall", "coverage"))

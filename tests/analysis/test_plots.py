@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 from matplotlib.figure import Figure
@@ -13,6 +15,7 @@ from dream_pyg.analysis.plots import (
     draw_line_scores,
     draw_modal_forgetting,
     draw_sensitivity,
+    write_picture,
 )
 
 RUNS = ["with", "without"]
@@ -64,6 +67,14 @@ def test_a_curve_over_epochs_for_each_run_in_each_panel(draw, column: str, value
         for run in RUNS:
             expected = table.filter((pl.col(column) == value) & (pl.col("run") == run))["distance"].to_list()
             assert curves(axis)[run] == ([0, 1, 2], expected)
+
+
+def test_names_of_runs_are_shown_as_they_are(tmp_path: Path):
+    names = ["_kept", r"k$\frac$"]
+    figure = draw_line_distance(by_epoch("nodes", ["user", "item"]).with_columns(pl.col("run").replace(RUNS, names)))
+    assert [label.strip("\u200b") for label in legend(figure)] == names
+    write_picture(figure, tmp_path / "figure.svg")
+    assert r"k$\frac$" in (tmp_path / "figure.svg").read_text()
 
 
 def test_conflict_has_cosines_above_shares():

@@ -30,13 +30,15 @@ from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import RunConfig
 from dream_pyg.data import validation
 from dream_pyg.data.dataset import DatasetConfig
-from dream_pyg.data.files import save_tensors
+from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.errors import ConfigError, Interrupted, StoreError, TrainingError
 from dream_pyg.graph.store import build_store, load_graph
 from dream_pyg.models.bpr import BPR
 from dream_pyg.training.run import RunPaths, load_run
+from dream_pyg.training.trainer import train
 from tests.analysis.conftest import Killed
 
+_train_all = reproduction._train_all
 STEPS = 4  # of an epoch: at most 240 pairs by 64
 SET = ["training.epochs=2", "training.batch_size=64", "training.num_threads=1", "training.device=cpu"]
 
@@ -424,6 +426,10 @@ def test_a_table_that_was_stopped_goes_on(
         ("table3", {"models": ["bpr"]}, "table3 has no model 'bpr'; it has dream."),
         ("table1", {"models": ["bpr"]}, "table1 has no model 'bpr'; it has none."),
         ("table2", {"preset": "babi"}, "Did you mean 'baby'?"),
+        ("table1", {"preset": "baby"}, "table1 uses no preset"),
+        ("choices", {"preset": "baby"}, "choices uses no preset"),
+        ("table2", {"overrides": ["graph=graphs/other"]}, "The graph is given twice"),
+        ("table2", {"overrides": ["model.name=vbpr"]}, "The model is given twice"),
         ("table2", {"overrides": ["training.epoch=1"]}, "did you mean 'epochs'?"),
     ],
 )
@@ -448,6 +454,81 @@ def test_a_run_on_another_graph_is_refused(baby: Path, tmp_path: Path):
     info.write_text(json.dumps({**json.loads(info.read_text()), "graph_fingerprint": "0" * 64}))
     with pytest.raises(StoreError, match="is a run on another graph: fingerprint 0000"):
         reproduce("table2", baby, tmp_path / "out", **arguments)
+
+
+def test_a_run_that_was_trained_on_is_not_taken_for_what_it_was(tables: Path, baby: Path, tmp_path: Path):
+    arguments = {"num_seeds": 3, "models": ["bpr"], "overrides": SET}
+    shutil.copytree(tables, tmp_path / "out")
+    (run,) = (tmp_path / "out").glob("runs/bpr-*/seed-0")
+    longer = RunConfig.create(file=run / "config.toml", overrides=["training.epochs=3"])
+    train(longer, run, resume=True)
+    with pytest.raises(
+        StoreError, match=r"seed-0 is a run of another configuration .*training.epochs: 2 here, 3 there"
+    ):
+        reproduce("table2", baby, tmp_path / "out", **arguments)
+
+
+def test_figures_and_p_values_are_of_the_users_that_are_evaluated(baby: Path, tmp_path: Path):
+    overrides = [*SET, "training.eval_users=20"]
+    table = reproduce(
+        "accuracy", baby, tmp_path / "out", num_seeds=1, models=["popularity", "lightgcn"], overrides=overrides
+    )
+    for row in table.rows:
+        (users,) = Path(row.runs[0]["run"]).glob("users_test.safetensors")
+        recall = load_tensors(users)[0]["recall@20"]
+        assert int((~recall.isnan()).sum()) == 20
+        assert float(recall.nanmean()) == pytest.approx(row.runs[0]["test"]["recall@20"])
+
+
+def test_damaged_figures_of_users_are_made_again(tables: Path, baby: Path, tmp_path: Path):
+    shutil.copytree(tables, tmp_path / "out")
+    arguments = {"num_seeds": 3, "models": ["bpr", "dream"], "overrides": SET}
+    before = reproduce("table2", baby, tmp_path / "out", **arguments)
+    for path in (tmp_path / "out").glob("runs/*/*/users_test.safetensors"):
+        path.write_bytes(path.read_bytes()[:40])
+    assert reproduce("table2", baby, tmp_path / "out", **arguments).to_dict() == before.to_dict()
+
+
+def test_test_metrics_of_another_epoch_are_read_again(tables: Path, baby: Path, tmp_path: Path):
+    shutil.copytree(tables, tmp_path / "out")
+    for path in (tmp_path / "out").glob("runs/bpr-*/*/test_metrics.json"):
+        path.write_text(path.read_text().replace('"epoch": ', '"epoch": 7'))
+    table = reproduce("table2", baby, tmp_path / "out", num_seeds=3, models=["bpr"], overrides=SET)
+    expected = json.loads((tables / "table2.json").read_text())["rows"][0]["cells"]
+    assert [cell._asdict() for cell in table.rows[0].cells] == expected
+
+
+def test_a_damaged_line_of_an_epoch_is_named(tables: Path, baby: Path, tmp_path: Path):
+    shutil.copytree(tables, tmp_path / "out")
+    metrics = next((tmp_path / "out").glob("runs/bpr-*/seed-1/metrics.jsonl"))
+    metrics.write_bytes(metrics.read_bytes()[:150])
+    with pytest.raises(StoreError, match=r"seed-1/metrics\.jsonl is damaged"):
+        reproduce("table2", baby, tmp_path / "out", num_seeds=3, models=["bpr"], overrides=SET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overrides": [*SET, "training.sampling={}"]}, "MGCN cannot be trained on sampled graphs"),
+        ({"overrides": SET, "preset": "tiktok"}, "modality_weights names 'audio'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is(
+    baby: Path, tmp_path: Path, monkeypatch, options: dict, message: str
+):
+    monkeypatch.setattr(reproduction, "_train_all", None)
+    with pytest.raises(ConfigError, match=message):
+        reproduce("table2", baby, tmp_path / "out", num_seeds=1, models=["bpr", "mgcn", "dream"], **options)
+
+
+def test_the_picture_of_an_unfinished_table_is_not_that_of_an_earlier_one(baby: Path, tmp_path: Path, planned):
+    arguments = {"models": ["popularity"], "overrides": SET}
+    with pytest.MonkeyPatch.context() as undone:
+        undone.setattr(reproduction, "_train_all", _train_all)
+        reproduce("accuracy", baby, tmp_path / "out", num_seeds=1, **arguments)
+    assert (tmp_path / "out" / "accuracy.png").is_file()
+    assert not reproduce("accuracy", baby, tmp_path / "out", num_seeds=2, **arguments).complete
+    assert not (tmp_path / "out" / "accuracy.png").exists()
 
 
 def test_a_directory_without_tables_is_refused(baby: Path, tmp_path: Path):
@@ -479,6 +560,12 @@ def test_two_processes_give_what_one_gives(baby: Path, tables: Path, tmp_path: P
     arguments = {"num_seeds": 3, "models": ["bpr", "popularity"], "overrides": SET}
     assert reproduce("table2", baby, tmp_path / "out", jobs=2, **arguments).complete
     assert untimed(tmp_path / "out" / "table2.json") == untimed(tables / "table2.json")
+
+
+def test_processes_beside_each_other_have_one_thread(baby: Path, tmp_path: Path, planned):
+    overrides = [*SET, "training.num_threads=2"]
+    with pytest.raises(ConfigError, match="one thread each"):
+        reproduce("table2", baby, tmp_path / "out", num_seeds=1, models=["bpr"], overrides=overrides, jobs=2)
 
 
 @pytest.mark.slow

@@ -6,15 +6,17 @@ import csv
 import fcntl
 import json
 import os
+import sqlite3
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy.engine
 
 from dream_pyg.analysis import tune as study
-from dream_pyg.analysis.search_spaces import default_point, search_space
+from dream_pyg.analysis.search_spaces import ImageShare, default_point, search_space
 from dream_pyg.analysis.tune import StudyResult, tune
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import write_json
@@ -198,6 +200,12 @@ def test_no_trial_begins_after_the_timeout(shop_graph: Path, tmp_path: Path):
     assert not list((tmp_path / "study").glob("trials/*/test_metrics.json"))
 
 
+def test_a_time_that_is_no_number_is_refused(shop_graph: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="The time for trials is nan seconds"):
+        search(shop_graph, tmp_path / "study", 4, timeout=float("nan"))
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_study_begins_at_a_preset_and_keeps_what_it_does_not_search(shop_graph: Path, tmp_path: Path):
     preset = tmp_path / "mine.toml"
     preset.write_text(
@@ -226,6 +234,8 @@ def test_the_point_of_a_preset_has_its_weights_of_modalities_and_only_what_can_b
     config = RunConfig.create(graph="g", model="dream", overrides=["model.modality_weights={image=1.5, text=0.5}"])
     point = default_point(search_space("dream", modalities), config, modalities)
     assert point["model.modality_weights"] == 0.75
+    with pytest.raises(ConfigError, match="names 'image', but the graph has features for 'audio', 'text'"):
+        default_point({"model.modality_weights": ImageShare(0.0, 1.0, of_paper=0.3)}, config, ["audio", "text"])
     deep = RunConfig.create(graph="g", model="lightgcn", overrides=["model.num_layers=7"])
     with pytest.raises(ConfigError, match=r"model.num_layers is 7, which is none of .*--set model.num_layers=7"):
         default_point(search_space("lightgcn", []), deep, [])
@@ -285,6 +295,20 @@ def test_a_damaged_storage_is_named(shop_graph: Path, tmp_path: Path):
     (tmp_path / "study" / "study.db").write_bytes(b"no database" * 1000)
     with pytest.raises(StoreError, match=r"study\.db is damaged"):
         search(shop_graph, tmp_path / "study", 1)
+
+
+def test_a_locked_storage_is_not_called_damaged(shop_graph: Path, tmp_path: Path, monkeypatch):
+    search(shop_graph, tmp_path / "study", 1)
+    engine = sqlalchemy.engine.create_engine
+    impatient = {"connect_args": {"timeout": 0.1}}
+    monkeypatch.setattr(sqlalchemy.engine, "create_engine", lambda url, **given: engine(url, **given | impatient))
+    other = sqlite3.connect(tmp_path / "study" / "study.db")
+    with other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match=r"study\.db cannot be used: database is locked"):
+            search(shop_graph, tmp_path / "study", 2)
+    other.close()
+    assert len(search(shop_graph, tmp_path / "study", 2).trials) == 2
 
 
 def test_two_processes_do_not_work_on_one_study(shop_graph: Path, tmp_path: Path):

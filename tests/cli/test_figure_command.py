@@ -109,6 +109,16 @@ def test_wrong_arguments(
         results.append(command("figure", *given, "--out", tmp_path / "out", *CPU))
 
 
+def test_a_model_without_two_lines_is_refused_before_epochs_are_asked_for(
+    command: Command, shop_graph: Path, tmp_path: Path
+):
+    run = tmp_path / "bpr"
+    trained = command("train", shop_graph, "--model", "bpr", "--run", run, "--epochs", 1, *CPU)
+    assert trained.exit_code == 0, trained.stderr
+    with refusal(tmp_path, 2, "BPR has no behavior and modal line") as results:
+        results.append(command("figure", "6", run, "--out", tmp_path / "out", *CPU))
+
+
 @pytest.mark.parametrize("name", ["1a", "1b", "6"])
 def test_a_run_that_kept_no_epochs_says_how_to_train_one(command: Command, shop_run: Path, tmp_path: Path, name: str):
     with refusal(tmp_path, 1, "kept no epochs", "--model dream", "--set training.keep_every=1") as results:

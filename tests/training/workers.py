@@ -23,9 +23,10 @@ from dream_pyg.cli import main as command_line
 from dream_pyg.config import RunConfig
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.schema import USER
-from dream_pyg.models import MODELS
+from dream_pyg.models import MODELS, Recommender
 from dream_pyg.nn.embeddings import embedding_rows, sharded_tables, xavier_embedding
-from dream_pyg.training import trainer
+from dream_pyg.training import preparation, trainer
+from dream_pyg.training.model import make_model
 from tests.graphs import in_double, interaction_graph
 
 ALIGNED = {"intra_weight": 0.1, "inter_weight": 0.2}
@@ -82,16 +83,20 @@ def resume_cases(graph: str, out: str) -> None:
 
 def train_in_double(config: RunConfig, run: Path, *, resume: bool = False) -> None:
     """Train in float64, where processes differ by the order of sums alone, and keep each step's losses."""
-    make_model, prepare_graph, add = trainer.make_model, trainer.prepare_graph, trainer._LossMonitor.add
+    prepare_graph, add = preparation.prepare_graph, trainer._LossMonitor.add
     steps: list[Tensor] = []
 
     def note(self: trainer._LossMonitor, terms: dict[str, Tensor]) -> None:
         steps.append(ranks.average(torch.stack([term.detach() for term in terms.values()])))
         add(self, terms)
 
+    def make_double(*given: Any) -> Recommender:
+        return make_model(*given).double()
+
     with (
-        patch.object(trainer, "make_model", lambda *given: make_model(*given).double()),
-        patch.object(trainer, "prepare_graph", lambda *given: in_double(prepare_graph(*given))),
+        patch.object(preparation, "make_model", make_double),
+        patch.object(trainer, "make_model", make_double),
+        patch.object(preparation, "prepare_graph", lambda *given: in_double(prepare_graph(*given))),
         patch.object(trainer._LossMonitor, "add", note),
     ):
         trainer.train(config, run, resume=resume)
