@@ -39,8 +39,8 @@ class BUIR(Recommender):
     Note:
         Fidelity: encoders, loss, score, momentum 0.995, three layers and the share of interactions left out, drawn for
         each encoder from 0 to 0.2 and made up for by the others' weights, are EXACT to the authors' code, where leaving
-        out is an option. CHOSEN: L2 is ours on the batch's tables, theirs is Adam's weight decay on everything; 64
-        dimensions, like all models here, where theirs are 250.
+        out is an option. CHOSEN: that option is on by default; L2 is ours on the batch's tables, theirs is Adam's
+        weight decay on everything; 64 dimensions, like all models here, where theirs are 250.
     """
 
     @model_config

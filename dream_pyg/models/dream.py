@@ -67,13 +67,14 @@ class DREAM(Recommender):
         ConfigError: If the graph lacks a modality that the config names, or has none.
 
     Note:
-        Fidelity, by field of :class:`Config`. EXACT: ``embedding_dim``, ``num_layers``, ``temperature``, the
-        regularisation of 1e-4, the additive fusion. CHOSEN by measurement: ``gate_input``, ``feature_scaling``,
+        Fidelity, by field of :class:`Config`. EXACT: ``embedding_dim``, ``num_layers``, ``temperature``, the value of
+        ``l2_weight``, the additive fusion. CHOSEN by measurement: ``gate_input``, ``feature_scaling``,
         ``normalize_alignment``, ``normalize_signal``, ``center_signal``, ``squared_signal``, and batch means in place
         of sums; and the target of Eq. 12, which is the weighted mean over modalities of the cosines of their raw
-        features, where the paper multiplies weighted sums over modalities, whose features must have one width then.
-        UNKNOWN in the paper: the three loss weights and the number of neighbours; the defaults were chosen on
-        validation.
+        features, where the paper multiplies weighted sums over modalities, whose features must have one width then; L2
+        is on the batch's ID embeddings, per example; an item or user that lacks a modality has zeros there, and the
+        others weigh no more for it. UNKNOWN in the paper: the three loss weights and the number of neighbours; the
+        defaults were chosen on validation.
     """
 
     @model_config

@@ -82,7 +82,8 @@ class DualGNN(Recommender):
         begins with equal weights, the authors' are equal but for a little noise; a user with fewer than K neighbours
         has the softmax over those there are, where the authors repeat some of them at random until there are K; an
         item that lacks a modality begins it at zero; :math:`\lambda` is the middle of the range that public re-runs
-        search. One modality alone is not weighed.
+        search. One modality alone is not weighed. MMRec's implementation, which tables are made with, adds the second
+        modality of users to the first in place before it weighs them, which the authors' does not.
     """
 
     @model_config

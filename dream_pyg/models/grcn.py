@@ -28,8 +28,8 @@ from dream_pyg.nn.propagation import Propagation
 class Refined(NamedTuple):
     """Weights of the interactions in each direction, in the order of the graph's edges."""
 
-    to_user: Tensor  # (E,), or (E, M) one column a modality
-    to_item: Tensor
+    to_user: Tensor  # (E,)
+    to_item: Tensor  # (E,)
 
 
 class GRCN(Recommender):

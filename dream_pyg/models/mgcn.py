@@ -69,7 +69,8 @@ class MGCN(Recommender):
         a learning rate that decays by 0.96 every 50 epochs, which is an option of the training
         (``training.learning_rate_decay=0.96``), not of the model; re-runs without it fell well short of the paper.
         CHOSEN: features are inputs, while the authors' code trains them on as parameters; negative cosines, whose
-        root has no meaning, count as 0. DREAM's authors add only intra-alignment here, as :math:`\mathcal L_C` is
+        root has no meaning, count as 0; an item that lacks a modality has a view of zeros there, which is fused like
+        any other. DREAM's authors add only intra-alignment here, as :math:`\mathcal L_C` is
         like inter-alignment; UNKNOWN is where, here between users and items of :math:`\bar{\mathbf E}_{id}` and of
         :math:`\mathbf E_{mul}`.
     """

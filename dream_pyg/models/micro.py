@@ -47,8 +47,8 @@ class MICRO(LATTICE):
 
     Note:
         Fidelity: structures, views, attention, normalised addition and the shape of all losses are EXACT;
-        :math:`\lambda = 0.9`, K = 10, :math:`\beta = 0.03` and the weight of L2 are the defaults of the authors' code,
-        :math:`\tau = 0.5` that of code built on it; the raw graph counts an item among its own neighbours, as theirs
+        :math:`\lambda = 0.9`, K = 10, :math:`\beta = 0.03`, :math:`\tau = 0.5` and the weight of L2 are the defaults of
+        the authors' code; the raw graph counts an item among its own neighbours, as theirs
         does, if the graph was built so (``include_self``). The authors train with a learning rate of 0.0005 that
         decays by 0.96 every 50 epochs, which are options of the training, not of the model. CHOSEN:
         :math:`\mathcal I_m` are the batch's different positive items that have the modality, while the authors

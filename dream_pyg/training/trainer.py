@@ -59,6 +59,7 @@ _PROGRESS = (
     "epoch",
     "step",
     "loss_sums",
+    "epoch_seconds",
     "epoch_weights",
     "best_epoch",
     "best_metrics",
@@ -262,6 +263,7 @@ class _Session:
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed of the current epoch
         self.loss_sums: dict[str, float] = {}
+        self.epoch_seconds = 0.0  # that the steps of the current epoch took
         self.epoch_weights: dict[str, Tensor] = {}  # at the start of the current epoch, if the model resamples then
         self.best_epoch = 0
         self.best_metrics: dict[str, float] = {}
@@ -323,7 +325,7 @@ class _Session:
         if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         for name in _PROGRESS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # an older version's has no seconds
         if self.epoch > self.config.epochs:
             raise ResumeError(
                 f"The run at {self.paths.root} has {self.epoch} epochs already, more than training.epochs = "
@@ -362,7 +364,7 @@ class _Session:
         return self.stopped or self.epoch >= self.config.epochs or self.bad_evaluations >= self.config.patience
 
     def _train_epoch(self, interrupted: threading.Event) -> None:
-        started = time.perf_counter()
+        started = time.perf_counter() - self.epoch_seconds
         generator = _epoch_generator(self.config.seed, self.epoch)
         steps = self.config.epoch_steps
         triplets = self.sampler.epoch(generator, steps and steps * self.config.batch_size)
@@ -379,12 +381,13 @@ class _Session:
                 self.step += 1
                 bar.update()
                 if ranks.any_says(interrupted.is_set()):
-                    self.loss_sums = monitor.sums()
+                    self.loss_sums, self.epoch_seconds = monitor.sums(), time.perf_counter() - started
                     self.save()
                     raise self._interruption(f"in epoch {self.epoch + 1}")
         losses = {name: value / len(batches) for name, value in monitor.sums().items()}
         seconds = time.perf_counter() - started
         self.epoch, self.step, self.loss_sums, self.epoch_weights = self.epoch + 1, 0, {}, {}
+        self.epoch_seconds = 0.0
         self._validate(seconds, losses, len(triplets.user))
         if self._is_kept():
             weights = whole_weights(self.model)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from dream_pyg.errors import Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.models import DREAM, Batch
 from dream_pyg.training import trainer
 from dream_pyg.training.model import make_model, prepare_graph
-from dream_pyg.training.run import RunPaths, load_run, read_run_info, update_info
+from dream_pyg.training.run import RunPaths, load_run, read_epochs, read_run_info, update_info
 from dream_pyg.training.trainer import train
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import PlantedBlocks
@@ -162,6 +163,25 @@ def test_interrupted_at_any_step_and_resumed_is_uninterrupted(stored, finished, 
     assert (state["epoch"], state["step"]) == ((step - 1) // STEPS, (step - 1) % STEPS + 1)
     train(configure(stored), run, resume=True)
     assert_same_run(finished, run)
+
+
+def test_an_epoch_that_was_interrupted_has_the_seconds_of_all_its_steps(stored, tmp_path, monkeypatch):
+    original, run, now = DREAM.loss, tmp_path / "run", [0.0]
+
+    def loss(self, graph, batch):
+        now[0] += 2
+        return original(self, graph, batch)
+
+    monkeypatch.setattr(DREAM, "loss", loss)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    with monkeypatch.context() as patched:
+        on_step(patched, 3, interrupt(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            train(configure(stored, epochs=1), run)
+    now[0] += 1000  # between both parts
+    train(configure(stored, epochs=1), run, resume=True)
+    (epoch,) = read_epochs(RunPaths(run))
+    assert epoch["train_seconds"] == 2 * STEPS
 
 
 def test_interrupted_twice_in_two_places(stored, finished, tmp_path, monkeypatch):
