@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -97,6 +98,8 @@ class TeacherConfig(_Section):
     l2_weights: tuple[PositiveFloat, ...] = ()
     """Values of the teacher's ``l2_weight``, of which the best by recall@20 on validation is taken; by default the
     teacher's own."""
+    user_exponents: tuple[NonNegativeFloat, ...] = ()
+    """Values of the teacher's ``user_exponent``, likewise: each with each of ``l2_weights``."""
 
     @field_validator("model")
     @classmethod
@@ -109,7 +112,7 @@ class TeacherConfig(_Section):
 
     @model_validator(mode="after")
     def _can_be_made(self) -> Self:
-        _ = self.candidates  # an itemknn has no l2_weight, and says so
+        _ = self.candidates  # an itemknn has neither, and says so
         return self
 
     @property
@@ -119,11 +122,11 @@ class TeacherConfig(_Section):
 
     @property
     def candidates(self) -> list[Any]:
-        """The teacher's ``Config``, one for each of ``l2_weights`` if there are any."""
+        """The teacher's ``Config`` with each combination of what validation chooses among."""
         name, hyperparameters = _split_name(self.model)
-        if not self.l2_weights:
-            return [_model_config(name, hyperparameters)]
-        return [_model_config(name, {**hyperparameters, "l2_weight": weight}) for weight in self.l2_weights]
+        choices = {"l2_weight": self.l2_weights, "user_exponent": self.user_exponents}
+        lists = [[(key, value) for value in values] for key, values in choices.items() if values]
+        return [_model_config(name, {**hyperparameters, **dict(chosen)}) for chosen in itertools.product(*lists)]
 
 
 class TrainingConfig(_Section):

@@ -72,25 +72,30 @@ def item_co_occurrence(graph: HeteroData, num_neighbors: int, *, shrinkage: floa
     return EdgeIndex(torch.stack([neighbor, target]), sparse_size=(num_items, num_items), sort_order="col"), similarity
 
 
-def co_occurrence_blocks(row: Tensor, column: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    r"""The entries of :math:`\mathbf M \mathbf M^\top` for M of zeros and ones, a block of rows at a time.
+def co_occurrence_blocks(
+    row: Tensor, column: Tensor, size: tuple[int, int], column_weight: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    r"""The entries of :math:`\mathbf M \,\mathrm{diag}(\mathbf w) \mathbf M^\top`, a block of rows at a time.
 
-    No block follows more than some millions of row-column-row paths, unless a single row has more.
+    M is of zeros and ones. No block follows more than some millions of row-column-row paths, unless a single row has
+    more.
 
     Args:
         row: Rows of the ones (E,), in any order.
         column: Their columns (E,).
         size: Numbers of rows N and columns M.
+        column_weight: w (M,), by default ones.
 
     Yields:
-        Row, column and value (float32) of the entries of some rows (S,), the diagonal included,
-        in the order of rows and within them of columns.
+        Row, column and value of the entries of some rows (S,), the diagonal included, in the order of rows and within
+        them of columns; values have the type of w, by default float32.
     """
     # Sorted by row, so that the entries of a block of rows lie together.
     order = torch.argsort(row * size[1] + column)
     row, column = row[order], column[order]
-    ones = torch.ones(len(row), device=row.device)
-    transposed = _matrix(column, row, ones, (size[1], size[0])).coalesce()
+    weight = torch.ones(len(row), device=row.device) if column_weight is None else column_weight[column]
+    ones = torch.ones_like(weight)
+    transposed = _matrix(column, row, weight, (size[1], size[0])).coalesce()
     taken = torch.bincount(column, minlength=size[1])
     paths = taken.new_zeros(size[0]).index_add_(0, row, taken[column])
     block_of_row = paths.cumsum(0) // _BLOCK_PAIRS

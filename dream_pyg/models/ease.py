@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
@@ -30,9 +30,14 @@ class EASE(ClosedForm):
         \mathbf P = (\mathbf X^\top \mathbf X + \lambda \mathbf I)^{-1}, \qquad
         B_{ij} = -\frac{P_{ij}}{P_{jj}} \; (i \ne j), \qquad \hat y_{ui} = \mathbf x_u \mathbf B_{:i}
 
-    with :math:`\mathbf X` the train interactions (U, I). The cost is that of inverting an (I, I) matrix, in time
-    :math:`I^3`, and in memory. One such matrix is solved in place; a training, which also writes and reads it, holds
-    three (0.6 GB for the 7,050 items of Amazon Baby). The numbers of users and of interactions hardly matter.
+    with :math:`\mathbf X` the train interactions (U, I). Not in the paper: users may weigh :math:`w_u \propto n_u^{-e}`
+    for their :math:`n_u` items, so that :math:`\mathbf X^\top \mathrm{diag}(\mathbf w) \mathbf X` takes the place of
+    :math:`\mathbf X^\top \mathbf X`; with :math:`e = 1` their rows have one length (doi 10.1145/963770.963776). Weights
+    are such that the trace stays, and so what :math:`\lambda` means.
+
+    The cost is that of inverting an (I, I) matrix, in time :math:`I^3`, and in memory. One such matrix is solved in
+    place; a training, which also writes and reads it, holds three (0.6 GB for the 7,050 items of Amazon Baby). The
+    numbers of users and of interactions hardly matter.
 
     Args:
         graph: The graph.
@@ -52,6 +57,8 @@ class EASE(ClosedForm):
 
         l2_weight: PositiveFloat = 400.0
         """lambda: weight of the squared norm of B."""
+        user_exponent: NonNegativeFloat = 0.0
+        """e: how far users with many items are kept from outweighing others; 0 is the paper's."""
         max_memory_gb: PositiveFloat = 16.0
         """Refuse a catalogue whose matrices take more than so many GB (10^9 bytes)."""
 
@@ -85,7 +92,8 @@ class EASE(ClosedForm):
             )
         gram = self.weight.new_zeros(self.num_items, self.num_items)
         user, item = graph[INTERACTS].edge_index.as_tensor()
-        for row, column, shared in co_occurrence_blocks(item, user, (self.num_items, self.num_users)):
+        size = self.num_items, self.num_users
+        for row, column, shared in co_occurrence_blocks(item, user, size, self._user_weight(user)):
             gram[row, column] = shared.to(gram.dtype)
         gram.diagonal().add_(self.config.l2_weight)
         try:
@@ -97,6 +105,12 @@ class EASE(ClosedForm):
             ) from error
         precision.div_(-precision.diagonal().clone()).fill_diagonal_(0)
         self.weight = precision
+
+    def _user_weight(self, user: Tensor) -> Tensor:
+        """What each user weighs (U,), 1 on average over interactions."""
+        count = torch.bincount(user, minlength=self.num_users).to(self.weight.dtype).clamp(min=1)
+        weight = count**-self.config.user_exponent
+        return weight * (len(user) / weight[user].sum())
 
 
 def invert_(matrix: Tensor) -> Tensor:

@@ -114,7 +114,9 @@ def _solve(graph: HeteroData, config: TeacherConfig) -> ItemWeights:
         scorer, recall, told = model(graph), 0.0, ""
         if len(candidates) > 1:
             recall = evaluate(scorer, graph, "valid", ks=(20,), metrics=("recall",))["recall@20"]
-            told = f" with l2_weight {hyperparameters.l2_weight:g}: validation recall@20 {recall:.4f}"
+            chosen = {"l2_weight": config.l2_weights, "user_exponent": config.user_exponents}
+            values = ", ".join(f"{key} {getattr(hyperparameters, key):g}" for key, among in chosen.items() if among)
+            told = f" with {values}: validation recall@20 {recall:.4f}"
         logger.info("Teacher %s%s, %.1f s", name, told, time.perf_counter() - started)
         if best is None or recall > best[0]:
             best = recall, scorer
@@ -129,5 +131,6 @@ def _made(name: str, hyperparameters: Any, graph: HeteroData) -> Recommender:
     except ConfigError as error:
         raise ConfigError(
             f"The teacher {name}: {error} For another teacher, --set \"training.teacher.model={{name='itemknn'}}\" "
-            "--set training.teacher.l2_weights=[]; for none, --set training.teacher=none."
+            "--set training.teacher.l2_weights=[] --set training.teacher.user_exponents=[]; for none, "
+            "--set training.teacher=none."
         ) from error

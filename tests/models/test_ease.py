@@ -17,15 +17,16 @@ from tests.oracles import ease
 
 
 @pytest.mark.parametrize("l2_weight", [0.5, 20.0])
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("block", [1, 1 << 24])
-def test_weights_and_scores_are_those_of_regressions(l2_weight, block, monkeypatch):
+def test_weights_and_scores_are_those_of_regressions(l2_weight, exponent, block, monkeypatch):
     monkeypatch.setattr(co_occurrence, "_BLOCK_PAIRS", block)
     dataset = random_dataset(())
     graph = build_graph(dataset, num_neighbors=2)
-    model = double_model(EASE, graph, l2_weight=l2_weight)
+    model = double_model(EASE, graph, l2_weight=l2_weight, user_exponent=exponent)
     model.fit(graph)
     R = train_matrix(dataset)
-    B = ease.item_weights(R, l2_weight)
+    B = ease.item_weights(ease.weighted_users(R, exponent), l2_weight)
     np.testing.assert_allclose(model.weight, B, rtol=1e-9, atol=1e-12)
     assert not model.weight.diagonal().any()
     users = torch.tensor([3, 0, 3, 1])

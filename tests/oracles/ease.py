@@ -36,6 +36,24 @@ def item_weights(X: ArrayLike, l2: float) -> Array:
     return B
 
 
+def weighted_users(X: ArrayLike, exponent: float) -> Array:
+    """Interactions such that users weigh what they have to the power -exponent, and all together what they did.
+
+    Args:
+        X: Train interactions (U, I).
+        exponent: e.
+
+    Returns:
+        (U, I).
+    """
+    X = np.asarray(X, dtype=np.float64)
+    weighted = np.zeros_like(X)
+    for user, row in enumerate(X):
+        if row.any():
+            weighted[user] = row * row.sum() ** (-exponent / 2)
+    return weighted * math.sqrt((X**2).sum() / (weighted**2).sum())
+
+
 def unit_features(F: ArrayLike, has: ArrayLike, *, center: bool) -> Array:
     """Features less their mean over the items that have them, in rows of norm 1; zero for items without.
 

@@ -133,12 +133,15 @@ def test_validation_chooses_among_the_teachers_weights(stored):
     assert torch.equal(chosen.item, alone.item)
     with pytest.raises(ConfigError, match=r"itemknn.*l2_weight"):
         TeacherConfig(model={"name": "itemknn"}, l2_weights=weights)
+    both = TeacherConfig(l2_weights=(1.0, 3.0), user_exponents=(0.0, 0.5)).candidates
+    assert [(one.l2_weight, one.user_exponent) for one in both] == [(1.0, 0.0), (1.0, 0.5), (3.0, 0.0), (3.0, 0.5)]
 
 
 def test_a_catalogue_too_large_for_the_teacher_is_told_what_to_do(stored):
     config = TeacherConfig(model={"max_memory_gb": 1e-9}, l2_weights=(1.0, 2.0))
     with pytest.raises(
-        ConfigError, match=r"The teacher addease: AddEASE needs .*name='itemknn'.*l2_weights=\[\].*teacher=none"
+        ConfigError,
+        match=r"The teacher addease: AddEASE needs .*'itemknn'.*l2_weights=\[\].*user_exponents=\[\].*teacher=none",
     ):
         teach(stored.graph, config)
     without = copy.copy(stored.graph)
@@ -146,8 +149,9 @@ def test_a_catalogue_too_large_for_the_teacher_is_told_what_to_do(stored):
         del without["item"][f"x_{modality}"]
     with pytest.raises(ConfigError, match=r"The teacher addease: .* needs features .*teacher=none"):
         teach(without, TeacherConfig())
-    overrides = ["training.teacher.model={name='itemknn'}", "training.teacher.l2_weights=[]"]
+    free = ["training.teacher.l2_weights=[]", "training.teacher.user_exponents=[]"]
+    overrides = ["training.teacher.model={name='itemknn'}", *free]
     chosen = RunConfig.create(graph="g", model="dream", preset="best", overrides=overrides).training.teacher
-    assert (chosen.model["name"], chosen.l2_weights) == ("itemknn", ())
-    named = ["training.teacher.model.name=itemknn", "training.teacher.l2_weights=[]"]
+    assert (chosen.model["name"], chosen.l2_weights, chosen.user_exponents) == ("itemknn", (), ())
+    named = ["training.teacher.model.name=itemknn", *free]
     assert RunConfig.create(graph="g", model="dream", preset="best", overrides=named).training.teacher == chosen
