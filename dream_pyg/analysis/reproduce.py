@@ -131,7 +131,7 @@ def reproduce(
                 "Trainings beside each other have one thread each: leave out training.num_threads, or --jobs."
             )
         needed = {task.run for of_system in tasks.values() for task in of_system}
-        _check_trainable(list(missing.values()))
+        _check_trainable(list(missing.values()), graph)
 
         def written() -> Table:
             rows = [_row(table, system, tasks[system.key], missing, info["dataset"]) for system in systems]
@@ -179,11 +179,13 @@ def _plan(
     return systems, tasks, missing
 
 
-def _check_trainable(tasks: list[Task]) -> None:
+def _check_trainable(tasks: list[Task], graph: str | Path) -> None:
     """Refuse what cannot be trained on the graph, before the first run has trained for hours."""
-    first_of = {task.run.parent: task.config for task in reversed(tasks)}
-    for config in first_of.values():
-        prepare(config, load_graph(config.graph).graph, resolve_device(config.training.device))
+    if not tasks:
+        return
+    loaded, one_of_each = load_graph(graph).graph, {task.run.parent: task.config for task in tasks}
+    for config in one_of_each.values():
+        prepare(config, loaded, resolve_device(config.training.device))
 
 
 def _tasks(
