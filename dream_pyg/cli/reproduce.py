@@ -75,8 +75,8 @@ def reproduce(
     addition, and for groups of items and users; choices has the preset paper with each value changed that the paper
     leaves open, on validation.
 
-    The last two take DREAM's presets paper and best, whatever --preset says. accuracy needs the extra
-    `dream-pyg[plots]`.
+    accuracy takes DREAM's presets paper and best, whatever --preset says, and needs the extra `dream-pyg[plots]`;
+    table1 and choices take no --preset.
 
     Runs that are there are used, those missing are trained, and the table is written as Markdown, JSON and CSV beside
     what the paper prints. An interrupted table goes on with the same command; tables share their runs.
