@@ -121,12 +121,19 @@ class TeacherConfig(_Section):
         return self.share > 0 or self.vote > 0
 
     @property
+    def choices(self) -> dict[str, tuple[float, ...]]:
+        """The teacher's hyper-parameters that validation chooses, and among which values."""
+        listed = {"l2_weight": self.l2_weights, "user_exponent": self.user_exponents}
+        return {key: values for key, values in listed.items() if values}
+
+    @property
     def candidates(self) -> list[Any]:
         """The teacher's ``Config`` with each combination of what validation chooses among."""
         name, hyperparameters = _split_name(self.model)
-        choices = {"l2_weight": self.l2_weights, "user_exponent": self.user_exponents}
-        lists = [[(key, value) for value in values] for key, values in choices.items() if values]
-        return [_model_config(name, {**hyperparameters, **dict(chosen)}) for chosen in itertools.product(*lists)]
+        points = itertools.product(*self.choices.values())
+        return [
+            _model_config(name, {**hyperparameters, **dict(zip(self.choices, point, strict=True))}) for point in points
+        ]
 
 
 class TrainingConfig(_Section):

@@ -46,13 +46,15 @@ def measure_users(
         an item in the split, or not in the sample.
     """
     train, targets = graph[INTERACTS][label_name("train")], graph[INTERACTS][label_name(split)]
-    targets = targets[:, torch.isin(targets[0], evaluated_users(targets, num_users))]
+    users = evaluated_users(targets, num_users)
+    targets = targets[:, torch.isin(targets[0], users)]
     all_users, num_items = int(graph[USER].num_nodes), int(graph[ITEM].num_nodes)
     degree = {USER: train[0].bincount(minlength=all_users), ITEM: train[1].bincount(minlength=num_items)}
     count = {USER: targets[0].bincount(minlength=all_users), ITEM: targets[1].bincount(minlength=num_items)}
     hits = torch.zeros(all_users, device=train.device)
     found, shown = (torch.zeros(num_items, device=train.device) for _ in range(2))
-    for targeted in _hits(scorer, UserItems.from_pairs(train, all_users), targets, k):
+    seen, wanted = UserItems.from_pairs(train, all_users), UserItems.from_pairs(targets, all_users)
+    for targeted in _hits(scorer, users, seen, wanted, k):
         hits.index_add_(0, targeted.user, targeted.hit)
         found.index_add_(0, targeted.item, targeted.hit)
         shown += targeted.ranking[targeted.ranking >= 0].bincount(minlength=num_items)
@@ -77,10 +79,9 @@ class _Hits(NamedTuple):
     hit: Tensor
 
 
-def _hits(scorer: Scorer, seen: UserItems, targets: Tensor, k: int) -> Iterator[_Hits]:
-    """Rank the catalogue less what was seen for every user with targets (2, S)."""
-    wanted = UserItems.from_pairs(targets, scorer.num_users)
-    for block in rank_blocks(scorer, targets[0].unique(), k, seen):
+def _hits(scorer: Scorer, users: Tensor, seen: UserItems, wanted: UserItems, k: int) -> Iterator[_Hits]:
+    """Rank the catalogue less what was seen for some users, who want something else."""
+    for block in rank_blocks(scorer, users, k, seen):
         row, item = wanted.coordinates(block.user)
         hit = (block.item[row] == item.unsqueeze(1)).any(dim=1).float()
         yield _Hits(block.item, block.user[row], item, hit)

@@ -281,11 +281,11 @@ def kept_models(run: Run) -> Iterator[tuple[int, Recommender]]:
 
     Raises:
         StoreError: If no epochs were kept.
-        ConfigError: If the model has not two lines, of which all figures by epoch are.
+        ConfigError: If none were kept and the model has not two lines, of which all figures by epoch are.
     """
-    dual_lines(run.model, run.graph)
     epochs = run.paths.kept_epochs()
     if not epochs:
+        dual_lines(run.model, run.graph)  # Without two lines no other training would help.
         raise StoreError(
             f"{run.paths.root} kept no epochs, so there is nothing to show of its training. Train a run that does: "
             f"dream-pyg train {run.config.graph} --model {run.config.model_name} --run NEW --set training.keep_every=1"

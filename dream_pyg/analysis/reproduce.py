@@ -297,12 +297,12 @@ def _run(task: Task) -> dict[str, Any]:
     paths = RunPaths(task.run)
     info, epochs = read_run_info(paths), read_epochs(paths)
     best_epoch, valid = read_best(paths)
-    test = (read_test_metrics(paths, best_epoch) or {}) if task.test else {}
+    tested = read_test_metrics(paths, best_epoch) if task.test else None
     return {
         "run": str(task.run),
         "seed": info["seed"],
         "valid": info.get("valid") or valid,  # which older runs do not say
-        **({"test": test["general"]} if test else {}),
+        **({} if tested is None else {"test": tested["general"]}),
         "best_epoch": best_epoch,
         "epochs": info["epochs"],
         "seconds": seconds_of(epochs),

@@ -52,16 +52,16 @@ class LATTICE(Recommender):
 
     Note:
         Fidelity: graphs, skip connection with :math:`\lambda = 0.9`, weighted sum, normalised addition, K = 10 and L2
-        on the batch's representations are EXACT; the raw graph counts an item among its own neighbours, as the
-        authors' does, if the graph was built so (``include_self``). CHOSEN: the mined graph of each modality is
-        normalised before the weighted sum, as the paper writes, while the authors' code normalises the sum; the
-        similarity of mined neighbours gets a gradient in every batch, while the authors' code trains the graph in the
-        first batch of an epoch and detaches it for the others; negative cosines, whose root has no meaning, count as
-        0; LightGCN is that of its own paper, while the authors' code adds self-loops and divides by the row sum;
-        features are inputs, while the authors' code trains them on as parameters; an item that lacks a modality has no
-        neighbours there, nor more weight on those of the others; the weight of L2 is one of the
-        values that public re-runs search. The authors train with a learning rate that decays by 0.96 every 50 epochs,
-        which is an option of the training (``training.learning_rate_decay=0.96``), not of the model.
+        on the batch's representations are EXACT; the raw graph counts an item among its own neighbours, as the authors'
+        does, if the graph was built so (``include_self``). CHOSEN: the mined graph of each modality is normalised
+        before the weighted sum, as the paper writes, while the authors' code normalises the sum; the similarity of
+        mined neighbours gets a gradient in every batch, while the authors' code trains the graph in the first batch of
+        an epoch and detaches it for the others; negative cosines, whose root has no meaning, count as 0; LightGCN is
+        that of its own paper, while the authors' code adds self-loops and divides by the row sum; features are inputs,
+        while the authors' code trains them on as parameters; an item that lacks a modality has no neighbours there, nor
+        more weight on those of the others; the weight of L2 is one of the values that public re-runs search. The
+        authors train with a learning rate that decays by 0.96 every 50 epochs, which is an option of the training
+        (``training.learning_rate_decay=0.96``), not of the model.
     """
 
     @model_config

@@ -48,14 +48,13 @@ class MICRO(LATTICE):
     Note:
         Fidelity: structures, views, attention, normalised addition and the shape of all losses are EXACT;
         :math:`\lambda = 0.9`, K = 10, :math:`\beta = 0.03`, :math:`\tau = 0.5` and the weight of L2 are the defaults of
-        the authors' code; the raw graph counts an item among its own neighbours, as theirs
-        does, if the graph was built so (``include_self``). The authors train with a learning rate of 0.0005 that
-        decays by 0.96 every 50 epochs, which are options of the training, not of the model. CHOSEN:
-        :math:`\mathcal I_m` are the batch's different positive items that have the modality, while the authors
-        contrast all items in every batch; the similarity of mined neighbours gets a gradient in every batch, theirs in
-        the first of an epoch; negative cosines, whose root has no meaning, count as 0; LightGCN is that of its own
-        paper; features are inputs, while the authors' code trains them on as parameters. One modality alone has
-        nothing to fuse, by attention or by contrast.
+        the authors' code; the raw graph counts an item among its own neighbours, as theirs does, if the graph was built
+        so (``include_self``). The authors train with a learning rate of 0.0005 that decays by 0.96 every 50 epochs,
+        which are options of the training, not of the model. CHOSEN: :math:`\mathcal I_m` are the batch's different
+        positive items that have the modality, while the authors contrast all items in every batch; the similarity of
+        mined neighbours gets a gradient in every batch, theirs in the first of an epoch; negative cosines, whose root
+        has no meaning, count as 0; LightGCN is that of its own paper; features are inputs, while the authors' code
+        trains them on as parameters. One modality alone has nothing to fuse, by attention or by contrast.
     """
 
     recordable = False  # A batch has more or fewer different items with a modality.

@@ -114,8 +114,7 @@ def _solve(graph: HeteroData, config: TeacherConfig) -> ItemWeights:
         scorer, recall, told = model(graph), 0.0, ""
         if len(candidates) > 1:
             recall = evaluate(scorer, graph, "valid", ks=(20,), metrics=("recall",))["recall@20"]
-            chosen = {"l2_weight": config.l2_weights, "user_exponent": config.user_exponents}
-            values = ", ".join(f"{key} {getattr(hyperparameters, key):g}" for key, among in chosen.items() if among)
+            values = ", ".join(f"{key} {getattr(hyperparameters, key):g}" for key in config.choices)
             told = f" with {values}: validation recall@20 {recall:.4f}"
         logger.info("Teacher %s%s, %.1f s", name, told, time.perf_counter() - started)
         if best is None or recall > best[0]:

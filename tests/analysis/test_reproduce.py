@@ -38,7 +38,6 @@ from dream_pyg.training.run import RunPaths, load_run
 from dream_pyg.training.trainer import train
 from tests.analysis.conftest import Killed
 
-_train_all = reproduction._train_all
 STEPS = 4  # of an epoch: at most 240 pairs by 64
 SET = ["training.epochs=2", "training.batch_size=64", "training.num_threads=1", "training.device=cpu"]
 
@@ -521,12 +520,11 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(
         reproduce("table2", baby, tmp_path / "out", num_seeds=1, models=["bpr", "mgcn", "dream"], **options)
 
 
-def test_the_picture_of_an_unfinished_table_is_not_that_of_an_earlier_one(baby: Path, tmp_path: Path, planned):
+def test_the_picture_of_an_unfinished_table_is_not_that_of_an_earlier_one(baby: Path, tmp_path: Path, request):
     arguments = {"models": ["popularity"], "overrides": SET}
-    with pytest.MonkeyPatch.context() as undone:
-        undone.setattr(reproduction, "_train_all", _train_all)
-        reproduce("accuracy", baby, tmp_path / "out", num_seeds=1, **arguments)
+    reproduce("accuracy", baby, tmp_path / "out", num_seeds=1, **arguments)
     assert (tmp_path / "out" / "accuracy.png").is_file()
+    request.getfixturevalue("planned")
     assert not reproduce("accuracy", baby, tmp_path / "out", num_seeds=2, **arguments).complete
     assert not (tmp_path / "out" / "accuracy.png").exists()
 
