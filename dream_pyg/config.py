@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -46,8 +46,16 @@ def _not_zero(fan_out: int) -> int:
 FanOut = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 SEED = "training.seed"
 """The key of the seed, which studies and tables choose themselves."""
-INDIFFERENT = ("device", "cuda_graphs", "num_threads", "shard_tables", "keep_every", "checkpoint_every")
-"""Keys of the training that say where a run works and what it keeps, and move no number but by rounding."""
+INDIFFERENT = (
+    "graph",
+    "training.device",
+    "training.cuda_graphs",
+    "training.num_threads",
+    "training.shard_tables",
+    "training.keep_every",
+    "training.checkpoint_every",
+)
+"""Keys that say where a run and its graph are and what a run keeps, and move no number but by rounding."""
 
 
 class _Section(BaseModel):
@@ -325,9 +333,14 @@ class RunConfig(_Section):
         """Plain values, without those that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    def differences(self, other: RunConfig | Mapping[str, Any]) -> list[str]:
-        """One line for each key in which two configurations, or what :meth:`to_dict` makes of them, differ."""
-        return differences(self.to_dict(), other.to_dict() if isinstance(other, RunConfig) else other)
+    def differences(self, other: RunConfig | Mapping[str, Any], besides: Collection[str] = ()) -> list[str]:
+        """One line for each key in which two configurations, or what :meth:`to_dict` makes of them, differ.
+
+        Args:
+            other: The other one.
+            besides: Keys, such as ``training.seed``, and tables, in which they may.
+        """
+        return differences(self.to_dict(), other.to_dict() if isinstance(other, RunConfig) else other, besides)
 
 
 def _model_config(name: str, hyperparameters: Mapping[str, Any]) -> Any:

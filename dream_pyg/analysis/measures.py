@@ -32,8 +32,6 @@ LINES = ("behavior", "modal", "general")
 SCORES = ("recall@20", "ndcg@20")
 _MOST_TRIPLETS = 1 << 18
 _PERPLEXITY = 30.0
-_MAY_DIFFER = ("graph", SEED, *(f"training.{key}" for key in INDIFFERENT))
-"""Between the runs of a sensitivity figure, besides the keys under study; chance, too, is what the figure shows."""
 
 
 def gradient_conflict(run: Run, *, seed: int = 0) -> pl.DataFrame:
@@ -368,9 +366,8 @@ def _check_comparable(
             f"Runs of different graphs cannot be compared {where}: graph: {' here, '.join(names)} there. "
             "Draw those of each graph apart."
         )
-    # A key is followed by a colon, or by a dot where it is a table.
-    allowed = tuple(f"{key}{end}" for key in (*studied, *_MAY_DIFFER) for end in ":.")
-    if strange := [line for line in run.config.differences(first_run.config) if not line.startswith(allowed)]:
+    # Chance, too, is what the figure shows.
+    if strange := run.config.differences(first_run.config, besides=(*studied, SEED, *INDIFFERENT)):
         raise ConfigError(
             f"Runs may differ only in {', '.join(keys)} and the seed {where}: {'; '.join(strange)}. Leave one out."
         )

@@ -34,6 +34,7 @@ from dream_pyg.analysis.systems import MODELS_OF_TABLE, TABLES, System, systems_
 from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
 from dream_pyg.data.files import is_free, load_tensors, read_json, save_tensors, write_json
+from dream_pyg.data.validation import without
 from dream_pyg.errors import ConfigError, StoreError
 from dream_pyg.graph.processor import processor_name, resolve_device
 from dream_pyg.graph.schema import SPLITS
@@ -55,8 +56,6 @@ logger = logging.getLogger("dream_pyg")
 
 _TESTED = "recall@20"
 """What is tested over users."""
-_NO_MATTER = ("graph:", *(f"training.{key}:" for key in INDIFFERENT))
-"""In what runs of one system may differ."""
 _INFO = "reproduction.json"
 _FORMAT_VERSION = 1
 _WITHOUT_PRESET = {"table1": "the data", "choices": "the preset paper with single values changed"}
@@ -198,9 +197,8 @@ def _tasks(
 
 def _directory_name(values: dict[str, Any], fingerprint: str) -> str:
     """What the runs of a configuration on a graph are kept under."""
-    values = {key: value for key, value in values.items() if key != "graph"}
-    values["training"] = {key: value for key, value in values["training"].items() if key not in ("seed", *INDIFFERENT)}
-    text = json.dumps({"config": values, "graph_fingerprint": fingerprint}, sort_keys=True)
+    decisive = without(values, (SEED, *INDIFFERENT))
+    text = json.dumps({"config": decisive, "graph_fingerprint": fingerprint}, sort_keys=True)
     return f"{values['model']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -226,8 +224,7 @@ def _is_finished(task: Task, fingerprint: str) -> bool:
             f"{task.run} is a run on another graph: fingerprint {str(info['graph_fingerprint'])[:12]}, expected "
             f"{fingerprint[:12]}. Remove it, or write the tables to another directory with --out."
         )
-    changed = [line for line in task.config.differences(info["config"]) if not line.startswith(_NO_MATTER)]
-    if changed:
+    if changed := task.config.differences(info["config"], besides=INDIFFERENT):
         raise StoreError(
             f"{task.run} is a run of another configuration (here = the table's, there = the run's): "
             f"{'; '.join(changed)}. Move it away, or write the tables to another directory with --out."
@@ -312,7 +309,7 @@ def _run(task: Task) -> dict[str, Any]:
         "num_threads": info["num_threads"],
         "versions": info["versions"],
         # Where the graph lies on this machine is nobody's business; the table has its fingerprint.
-        "config": {key: value for key, value in info["config"].items() if key != "graph"},
+        "config": without(info["config"], ["graph"]),
     }
 
 

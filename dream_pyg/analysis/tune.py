@@ -36,7 +36,7 @@ from dream_pyg.analysis.search_spaces import (
 )
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
 from dream_pyg.data.files import atomic_directory, is_free, read_json, write_json, write_text
-from dream_pyg.data.validation import flatten
+from dream_pyg.data.validation import flatten, without
 from dream_pyg.errors import ConfigError, MissingExtraError, ResumeError, StoreError, TrainingError
 from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
@@ -56,7 +56,7 @@ _RANDOM_TRIALS = 8
 _UNLIMITED = 10_000
 _COMPARED_TRIALS = 4
 """Trials that are never pruned, since a median needs some."""
-_NOT_IN_PRESET = ("epochs", "patience", "metric", "evaluate_every", "eval_users", "seed", *INDIFFERENT)
+_NOT_IN_PRESET = ("epochs", "patience", "metric", "evaluate_every", "eval_users", "seed")
 
 
 class Trial(NamedTuple):
@@ -151,7 +151,7 @@ def tune(
         "seed": seed,
         "pruning_warmup": pruning_warmup,
         "space": describe_space(space),
-        "config": _described_config(base),
+        "config": without(base.to_dict(), INDIFFERENT),
     }
     _open(out, description)
     with continuable(out, "the study"), _explained_storage(optuna, out):
@@ -224,8 +224,7 @@ def search_run(
     overrides.append(f"{SEED}={seed}")
     config = RunConfig.create(graph=graph, model=model, preset=Path(study) / BEST, overrides=overrides)
     trial = result.path / TRIALS / f"{result.best.number:03d}"
-    differing = [line for line in config.differences(RunConfig.load(RunPaths(trial).config)) if line[:6] != "graph:"]
-    if differing:
+    if config.differences(RunConfig.load(RunPaths(trial).config), besides=["graph"]):
         return config, False
     with atomic_directory(run) as directory:
         shutil.copytree(trial, directory, dirs_exist_ok=True)
@@ -399,23 +398,13 @@ def _fusible_modalities(stored: StoredGraph) -> list[str]:
     return [modality for modality in feature_modalities(stored.graph) if modality in have_graph]
 
 
-def _described_config(config: RunConfig) -> dict[str, Any]:
-    values = config.to_dict()
-    del values["graph"]
-    values["training"] = {key: value for key, value in values["training"].items() if key not in INDIFFERENT}
-    return values
-
-
 def _open(out: Path, description: dict[str, Any]) -> None:
     """Make the study's directory, or check that what is there is this study and no other."""
     if (out / STUDY).is_file():
         there = read_json(out / STUDY)
-        mine, theirs = flatten(description), flatten(there)
+        mine, theirs = flatten(description), flatten(without(there, [f"config.{key}" for key in INDIFFERENT]))
         changed = [key for key in mine if mine[key] != theirs.get(key)]
-        no_matter = {f"config.training.{key}" for key in INDIFFERENT}
-        changed += [
-            key for key in theirs.keys() - no_matter if key.startswith(("space.", "config.")) and key not in mine
-        ]
+        changed += [key for key in theirs if key.startswith(("space.", "config.")) and key not in mine]
         if changed:
             raise ResumeError(
                 f"The study at {out} is another one: "
@@ -432,8 +421,7 @@ def _is_begun(paths: RunPaths, config: RunConfig) -> bool:
     """Whether a run of this configuration is there and can be resumed."""
     if not paths.config.is_file() or not paths.last.is_file():
         return False
-    there = RunConfig.load(paths.config)
-    return _described_config(there) == _described_config(config)
+    return not config.differences(RunConfig.load(paths.config), besides=INDIFFERENT)
 
 
 def _told(trial: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -52,14 +52,23 @@ def _entry(schema: Any, key: Any) -> Any:
     return optional[0] if type(None) in get_args(annotation) else annotation
 
 
-def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """One line for each key in which two nested tables of plain values differ."""
-    mine, theirs = flatten(here), flatten(there)
+def differences(here: Mapping[str, Any], there: Mapping[str, Any], besides: Collection[str] = ()) -> list[str]:
+    """One line for each key in which two nested tables of plain values differ, besides those left out."""
+    mine, theirs = (flatten(without(table, besides)) for table in (here, there))
     return [
         f"{key}: {mine.get(key, 'not set')} here, {theirs.get(key, 'not set')} there"
         for key in sorted(mine.keys() | theirs.keys())
         if mine.get(key) != theirs.get(key)
     ]
+
+
+def without(table: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Nested tables less some values and tables, whose keys are joined by dots."""
+    return {
+        key: without(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if f"{prefix}{key}" not in keys
+    }
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -68,8 +68,8 @@ _PROGRESS = (
 )
 VALID_METRICS = ("recall", "ndcg")
 VALID_KS = (10, 20)
-_RESUMABLE_CHANGES = (*(f"training.{key}:" for key in ("epochs", *INDIFFERENT)), "graph:")
-_OWN_TO_MACHINES = ("graph:", "training.num_threads:")
+_RESUMABLE_CHANGES = (*INDIFFERENT, "training.epochs")
+_OWN_TO_MACHINES = ("graph", "training.num_threads")
 _MADE_BY = ("device", "processor", "num_threads", "num_processes", "versions")
 """What ``run.json`` says of where a run was trained."""
 _STEPS_BETWEEN_CHECKS = 32
@@ -184,8 +184,7 @@ def _check_agreement(told: Mapping[str, Any]) -> None:
     """Refuse processes that would not train the same on the same; paths and threads are each machine's own."""
     first, *others = ranks.everyone_says(told)
     for number, other in enumerate(others, start=1):
-        changed = [line for line in differences(first, other) if not line.startswith(_OWN_TO_MACHINES)]
-        if changed:
+        if changed := differences(first, other, besides=_OWN_TO_MACHINES):
             raise ConfigError(
                 f"Processes were told different things (here = rank 0, there = rank {number}): {'; '.join(changed)}. "
                 "Start all of them by the same command, on the same graph."
@@ -218,8 +217,7 @@ def _check_resumable(config: RunConfig, paths: RunPaths, fingerprint: str) -> No
     if not paths.config.is_file() or not paths.info.is_file():
         raise ResumeError(f"There is no run at {paths.root} to resume. Train without --resume.")
     info = read_run_info(paths)
-    changed = [line for line in config.differences(info["config"]) if not line.startswith(_RESUMABLE_CHANGES)]
-    if changed:
+    if changed := config.differences(info["config"], besides=_RESUMABLE_CHANGES):
         raise ResumeError(
             f"The run at {paths.root} was made with another configuration (here = given now, there = the run's own): "
             f"{'; '.join(changed)}. Resume it with its own, or train anew in another directory."
