@@ -115,6 +115,11 @@ def reproduce(
         raise ConfigError(f"{table} uses no preset: it has {_WITHOUT_PRESET[table]}. Leave --preset out.")
     info, out = read_info(graph), Path(out)
     systems_of = systems_of_table(table, str(graph), models, preset, overrides)
+    threads = {system.config.training.num_threads for of_model in systems_of.values() for system in of_model}
+    if jobs > 1 and threads - {None, 1}:
+        raise ConfigError(
+            "Trainings beside each other have one thread each: leave out training.num_threads, or --jobs."
+        )
     asked = models or MODELS_OF_TABLE[table]
     about = _about(graph, info, preset, overrides)
     _open(out, info)
@@ -125,10 +130,6 @@ def reproduce(
         here = {system.config.model_name for system in systems}
         if left_out := [find_model(model).__name__ for model in systems_of if model not in here]:
             about["left out"] = left_out
-        if jobs > 1 and any(task.config.training.num_threads not in (None, 1) for task in missing.values()):
-            raise ConfigError(
-                "Trainings beside each other have one thread each: leave out training.num_threads, or --jobs."
-            )
         needed = {task.run for of_system in tasks.values() for task in of_system}
         _check_trainable(list(missing.values()), graph)
 

@@ -564,6 +564,7 @@ def test_processes_beside_each_other_have_one_thread(baby: Path, tmp_path: Path,
     overrides = [*SET, "training.num_threads=2"]
     with pytest.raises(ConfigError, match="one thread each"):
         reproduce("table2", baby, tmp_path / "out", num_seeds=1, models=["bpr"], overrides=overrides, jobs=2)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
