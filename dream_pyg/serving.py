@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dream_pyg.data.files import (
     atomic_directory,
     atomic_path,
+    check_replaceable,
     check_writable,
     is_free,
     save_tensors,
@@ -36,6 +37,7 @@ TABLE_FORMATS = (".parquet", ".csv", ".json")
 EXPORT_FORMATS = ("safetensors", "parquet")
 EXPORT_INDICES = ("flat", "ivf")
 EXPORT_INFO = "export.json"
+_EXPORTED = (EXPORT_INFO, "users.parquet", "items.parquet", "embeddings.safetensors", "items.faiss")
 _ROWS_OF_A_PART = 1 << 20
 """Of a table that is written."""
 _LISTS = 4
@@ -140,6 +142,8 @@ def check_table_path(path: Path) -> None:
     """Refuse a table path of unknown format, or where nothing can be written, before any work is done."""
     if path.suffix not in TABLE_FORMATS:
         raise ConfigError(f"Cannot tell the format of {path}; expected a name ending in {', '.join(TABLE_FORMATS)}.")
+    if path.is_dir():
+        raise StoreError(f"Cannot write {path}: it is a directory, and a table is a file. Choose another path.")
     check_writable(path)
 
 
@@ -184,12 +188,14 @@ def export_run(
         raise ConfigError(f"Unknown index {index!r}; expected one of {', '.join(EXPORT_INDICES)}.")
     if not 0 < min_recall <= 1:
         raise ConfigError(f"min_recall is {min_recall}; expected a share above 0, at most 1.")
-    if not overwrite and not is_free(Path(path)):
+    if overwrite:
+        check_replaceable(Path(path), _EXPORTED)
+    elif not is_free(Path(path)):
         raise StoreError(f"{path} exists already. Replace it with --overwrite, or choose another directory.")
     check_writable(Path(path))
     user, item = (part.cpu().float().contiguous() for part in run.embeddings())
     tables = {"users": ("user_id", run.stored.user_ids, user), "items": ("item_id", run.stored.item_ids, item)}
-    with atomic_directory(path, replace=EXPORT_INFO if overwrite else None) as directory:
+    with atomic_directory(path, replace=_EXPORTED if overwrite else None) as directory:
         for name, (column, ids, rows) in tables.items():
             frame = pl.DataFrame({column: ids})
             if format == "parquet":
@@ -250,6 +256,8 @@ def _user_rows(run: Run, users: Sequence[Any]) -> torch.Tensor:
     # Ids arrive as text from a command line, whatever their type in the data.
     text = pl.Series("user_id", [str(user) for user in users], dtype=pl.String)
     row = positions(text, known.cast(pl.String))
+    bare = positions(text.str.strip_chars(), known.cast(pl.String))
+    row = np.where(row < 0, bare, row)  # Blanks may belong to an id, but seldom do.
     missing = text.filter(row < 0).unique(maintain_order=True).to_list()
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -22,6 +22,7 @@ from dream_pyg.cli.serve import export, recommend
 from dream_pyg.cli.train import evaluate, train
 from dream_pyg.cli.tune import tune
 from dream_pyg.cli.update import update_graph
+from dream_pyg.data.signals import termination_as_interrupt
 from dream_pyg.errors import ConfigError, DreamPygError, Interrupted
 
 _SHARED = ("build-graph", "update-graph", "train")
@@ -52,7 +53,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with termination_as_interrupt():
+                return super().invoke(ctx)
         except Interrupted as error:
             raise _Interruption(str(error)) from error
         except KeyboardInterrupt as error:

@@ -49,6 +49,7 @@ _DATASET_OPTIONS = (
     click.option("--timestamp-column", help="Column of timestamps."),
     click.option("--rating-column", help="Column of ratings."),
     click.option("--split-column", help="Column that gives each row's split."),
+    click.option("--separator", metavar="CHARACTER", help="Between the columns of SOURCE; by default by its suffix."),
     click.option("--split", type=click.Choice(["given", "random", "leave_last_out", "time"]), help="How to split."),
     click.option("--split-seed", type=int, help="Seed of a random split."),
     click.option("--min-rating", type=float, help="Keep interactions with at least this rating; by default all."),
@@ -110,12 +111,7 @@ def build_graph(source: Path, out: Path, data_dir: Path | None, output_format: s
     killed, it goes on where it stopped. Processes started by torchrun search together.
     """
     started = time.perf_counter()
-    config = dataset_config(source, options)
-    if data_dir is not None and not (source.is_dir() or source.suffix == ".toml"):
-        raise ConfigError(
-            "--data-dir says where the files that a dataset.toml names lie. Leave it out, and give the path of each "
-            "file."
-        )
+    config = dataset_config(source, data_dir, options)
     stored, reused = build_store(
         config,
         out,
@@ -141,34 +137,46 @@ def print_description(summary: dict[str, Any], output_format: str) -> None:
         print_table([{"": key, "value": value} for key, value in summary.items()])
 
 
-def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, Any] | None = None) -> DatasetConfig:
+def dataset_config(
+    source: Path, data_dir: Path | None, options: dict[str, Any], earlier: Mapping[str, Any] | None = None
+) -> DatasetConfig:
     """The dataset that a SOURCE and the :func:`dataset_options` describe.
 
     Args:
         source: A ``dataset.toml``, its directory, or a file of interactions.
-        options: The options.
+        data_dir: Where the files lie that a ``dataset.toml`` names.
+        options: The other options.
         earlier: The configuration of an earlier version. A file of interactions then has the columns, filter and split
-            of that unless options say otherwise, and needs a file for each of its modalities that is not left out.
+            of that unless options say otherwise, and needs all files of each of its modalities that is not left out.
     """
     earlier = {} if earlier is None else earlier
     toml = source / "dataset.toml" if source.is_dir() else source
     columns = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "rating", "split")}
-    columns = {name: column for name, column in columns.items() if column is not None}
-    known: set[str] = set()
+    columns = {
+        name: value for name, value in {**columns, "separator": options["separator"]}.items() if value is not None
+    }
+    known: Mapping[str, Mapping[str, str]] = {}
     if toml.suffix == ".toml":
         if columns:
-            raise ConfigError("Column options name columns of an interaction file; set them in dataset.toml instead.")
+            raise ConfigError(
+                "Column options and --separator are about an interaction file; set them in dataset.toml instead."
+            )
         config = DatasetConfig.load(toml)
     else:
-        interactions = {**earlier.get("interactions", {}), **columns, "path": str(source.absolute())}
-        kept = {key: earlier[key] for key in ("name", "filter", "split") if key in earlier}
-        config = DatasetConfig.create(interactions=interactions, **kept)
-        known.update(earlier.get("modalities", {}))
+        if data_dir is not None:
+            raise ConfigError(
+                "--data-dir says where the files that a dataset.toml names lie. Leave it out, and give the path of "
+                "each file."
+            )
         if earlier.get("items") and options["items"] is None:
             raise ConfigError(
                 "The graph has a list of all its items, for which no file is given. Add --items FILE, with the items "
                 "in the order of the new feature rows."
             )
+        interactions = {**earlier.get("interactions", {}), **columns, "path": str(source.absolute())}
+        kept = {key: earlier[key] for key in ("name", "items", "filter", "split") if key in earlier}
+        config = DatasetConfig.create(interactions=interactions, **kept)
+        known = earlier.get("modalities", {})
     if options["items"] is not None:
         config = config.with_section("items", path=str(options["items"].absolute()))
     sections = {
@@ -193,11 +201,15 @@ def dataset_config(source: Path, options: dict[str, Any], earlier: Mapping[str, 
                 raise ConfigError(f"--{kind} is given twice for {modality!r}. Give each modality one file.")
             given.add(modality)
             config = config.with_modality(modality, **{kind: file})
-    if missing := sorted(known - set(config.modalities) - set(options["without"])):
-        raise ConfigError(
-            f"The graph has {' and '.join(missing)}, for which no file is given. Add --features {missing[0]}=FILE, or "
-            f"leave it out with --without {missing[0]}."
-        )
+    given_files = config.model_dump(include={"modalities"}, exclude_none=True)["modalities"]
+    for modality in sorted(known.keys() - set(options["without"])):
+        if missing := sorted(known[modality].keys() - given_files.get(modality, {}).keys()):
+            lost = f"{' and '.join(missing)} of {modality}" if modality in given_files else modality
+            add = " ".join(f"--{kind} {modality}=FILE" for kind in missing)
+            raise ConfigError(
+                f"The graph has {lost}, for which no file is given. Add {add}, or leave it out with --without "
+                f"{modality}."
+            )
     return config
 
 

@@ -51,7 +51,7 @@ def update_graph(
     those of GRAPH, and where SOURCE is an interaction file, so are its columns.
     """
     started = time.perf_counter()
-    config = dataset_config(source, options, read_info(graph)["config"])
+    config = dataset_config(source, data_dir, options, read_info(graph)["config"])
     stored, updates = update_store(
         config, graph, out, data_dir=data_dir, overwrite=overwrite, num_neighbors=num_neighbors
     )

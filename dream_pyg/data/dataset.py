@@ -337,12 +337,14 @@ class Dataset:
         interactions: Split, cleaned, by internal id.
         modalities: By name; rows follow ``interactions.item_ids``.
         report: What was counted and dropped on the way.
+        split_method: How interactions were split.
     """
 
     name: str
     interactions: Interactions
     modalities: Mapping[str, Modality]
     report: Mapping[str, int]
+    split_method: SplitMethod = "given"
 
     def __post_init__(self) -> None:
         """Check that every modality covers the catalogue.
@@ -406,7 +408,8 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
         cold=np.stack([user[~warm], item[~warm]]),
     )
     check_nonempty(interactions.split, given=method == "given")
-    modalities = {name: _read_modality(name, files, catalogue).select(items) for name in config.modalities}
+    column = config.interactions.item
+    modalities = {name: _read_modality(name, files, catalogue, column).select(items) for name in config.modalities}
     report = {
         "rows_read": len(frame),
         **({} if lowest is None else {"low_ratings_dropped": len(frame) - len(rated)}),
@@ -420,7 +423,7 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
         "cold_items": int(np.count_nonzero(_counts(interactions.item, interactions.num_items) == 0)),
         **{f"items_without_{name}": int(np.count_nonzero(~modality.has)) for name, modality in modalities.items()},
     }
-    return Dataset(config.name, interactions, modalities, report)
+    return Dataset(config.name, interactions, modalities, report, method)
 
 
 def describe_inputs(config: DatasetConfig, data_dir: str | Path | None = None) -> dict[str, dict[str, str]]:
@@ -464,6 +467,13 @@ def _split_method(config: DatasetConfig, frame: pl.DataFrame, path: Path) -> Spl
             f"split.method is {method!r}, but {path} has no timestamp column. Name it with interactions.timestamp, or "
             "choose 'random' or 'given'."
         )
+    unused = {
+        "seed": config.split.seed != 0 and method != "random",
+        "ratios": config.split.ratios != DEFAULT_RATIOS and method not in ("random", "time"),
+    }
+    for key, is_unused in unused.items():
+        if is_unused:
+            raise ConfigError(f"split.{key} is given, but the split is {method!r}, which has none. Leave it out.")
     return method
 
 
@@ -490,7 +500,7 @@ def _align_catalogue(
             ids
             for name, modality in config.modalities.items()
             if modality.features is not None
-            and (ids := read_feature_ids(files[f"{name}.features"], name)) is not None
+            and (ids := read_feature_ids(files[f"{name}.features"], name, config.interactions.item)) is not None
             and ids.dtype == interacted.dtype  # another type is refused when the features are read
         ]
         for ids in known:
@@ -514,7 +524,11 @@ def _align_catalogue(
 def _warn_of_order(files: Mapping[str, Path], item_ids: pl.Series) -> None:
     """Say which item a row of a matrix is taken for, where that is not plain from the ids."""
     numbered = item_ids.dtype.is_integer() and item_ids.min() == 0 and item_ids.max() == len(item_ids) - 1
-    ordered = [path.name for role, path in files.items() if "." in role and path.suffix.lower() != ".parquet"]
+    ordered = [
+        path.name
+        for role, path in files.items()
+        if "." in role and path.suffix.lower() in (".npy", ".npz", ".safetensors")
+    ]
     if ordered and not numbered:
         first = ", ".join(repr(one) for one in item_ids.sort().head(3))
         logger.warning(
@@ -525,10 +539,10 @@ def _warn_of_order(files: Mapping[str, Path], item_ids: pl.Series) -> None:
         )
 
 
-def _read_modality(name: str, files: Mapping[str, Path], catalogue: pl.Series) -> Modality:
+def _read_modality(name: str, files: Mapping[str, Path], catalogue: pl.Series, column: str | None) -> Modality:
     features, neighbors = files.get(f"{name}.features"), files.get(f"{name}.neighbors")
     return Modality(
-        read_features(features, catalogue, name) if features is not None else None,
+        read_features(features, catalogue, name, column) if features is not None else None,
         read_neighbors(neighbors, catalogue, name) if neighbors is not None else None,
     )
 

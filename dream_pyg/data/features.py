@@ -181,7 +181,9 @@ class Neighbors:
         return Neighbors.sort(new_id[self.index[items]], self.similarity[items])
 
 
-def read_features(path: str | Path, item_ids: pl.Series, modality: str = "modality") -> FeatureMatrix:
+def read_features(
+    path: str | Path, item_ids: pl.Series, modality: str = "modality", column: str | None = None
+) -> FeatureMatrix:
     """Read the features of one modality; rows of zeros count as missing.
 
     Args:
@@ -191,6 +193,7 @@ def read_features(path: str | Path, item_ids: pl.Series, modality: str = "modali
             of the items in any order, which is decoded into memory.
         item_ids: The catalogue: external item ids (I,).
         modality: Its name, for error messages.
+        column: Of the ids in a ``.parquet`` file, if there is one of that name; else one with a well-known name.
 
     Raises:
         DataError: If the file is unusable, does not fit the catalogue, or holds a value that is not finite.
@@ -198,7 +201,7 @@ def read_features(path: str | Path, item_ids: pl.Series, modality: str = "modali
     what = f"Features of {modality}"
     path = _file_of(path, what, FEATURE_SUFFIXES)
     if path.suffix.lower() == ".parquet":
-        ids, matrix = _read_keyed_features(path, what)
+        ids, matrix = _read_keyed_features(path, what, column)
         _check_kind(ids, item_ids, f"{what}: {path}")
         present = _scan(matrix, ids, f"{what}: {path}")
         row_of_item = positions(item_ids, ids)
@@ -216,8 +219,13 @@ def read_features(path: str | Path, item_ids: pl.Series, modality: str = "modali
     return FeatureMatrix(matrix, row_of_item)
 
 
-def read_feature_ids(path: str | Path, modality: str = "modality") -> pl.Series | None:
+def read_feature_ids(path: str | Path, modality: str = "modality", column: str | None = None) -> pl.Series | None:
     """The external ids of the items that a features file knows (R,), or None if its rows have no ids.
+
+    Args:
+        path: As for :func:`read_features`, like the others.
+        modality: As there.
+        column: As there.
 
     Raises:
         DataError: If the file is unusable, or an id is missing or repeated.
@@ -226,7 +234,7 @@ def read_feature_ids(path: str | Path, modality: str = "modality") -> pl.Series 
     path = _file_of(path, what, FEATURE_SUFFIXES)
     if path.suffix.lower() != ".parquet":
         return None
-    return _read_item_ids(Table.open(path, what))[1]
+    return _read_item_ids(Table.open(path, what), column)[1]
 
 
 def read_neighbors(path: str | Path, item_ids: pl.Series, modality: str = "modality") -> Neighbors:
@@ -255,6 +263,8 @@ def read_neighbors(path: str | Path, item_ids: pl.Series, modality: str = "modal
         _check_rows(len(index), len(item_ids), f"{what}: {path}")
     try:
         _check_index("neighbours", index, len(item_ids))
+        if (index < 0).all():
+            raise DataError("No item has a neighbour.")
         return Neighbors.sort(index, similarity)
     except DataError as error:
         raise DataError(f"{what}: {path} is not a kNN graph of these items. {error} Compute it again.") from error
@@ -321,10 +331,10 @@ def _map(path: Path, tensor: torch.Tensor, offset: int) -> NDArray[Any]:
     return np.memmap(path, like.dtype, "r", offset, like.shape) if like.size else like
 
 
-def _read_keyed_features(path: Path, what: str) -> tuple[pl.Series, NDArray[Any]]:
+def _read_keyed_features(path: Path, what: str, column: str | None) -> tuple[pl.Series, NDArray[Any]]:
     """External ids (R,) and features (R, F) of a Parquet file; a null list counts as missing, so as zeros."""
     table = Table.open(path, what)
-    id_column, ids = _read_item_ids(table)
+    id_column, ids = _read_item_ids(table, column)
     # pandas writes the index of a frame as a column of such a name.
     names = [name for name in table.columns if name != id_column and not re.fullmatch(r"__index_level_\d+__", name)]
     if not names:
@@ -475,9 +485,12 @@ def _read_keyed_neighbors(path: Path, item_ids: pl.Series, what: str) -> tuple[N
     return index, similarity
 
 
-def _read_item_ids(table: Table) -> tuple[str, pl.Series]:
-    """The name and the content of the column that keys the rows of a Parquet file, each id once."""
-    name = table.find("item_id", ITEM_COLUMNS)
+def _read_item_ids(table: Table, column: str | None = None) -> tuple[str, pl.Series]:
+    """The name and the content of the column that keys the rows of a Parquet file, each id once.
+
+    It may have the name that it has in the interactions.
+    """
+    name = table.find("item_id", ITEM_COLUMNS, column if column in table.columns else None)
     return name, unique_ids(table.read_ids(name), f"{table.what}: {table.path}, column {name!r}")
 
 

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: str | Path, *, replace: str | None = None) -> Iterator[Path]:
+def atomic_directory(path: str | Path, *, replace: Sequence[str] | None = None) -> Iterator[Path]:
     """Yield a temporary sibling directory that becomes ``path`` as a whole, or not at all.
 
     Args:
         path: The directory to create.
-        replace: The name of a file; an existing directory that holds it may be replaced, and no other.
+        replace: Names of files; an existing directory that holds the first and no others than these may be replaced.
 
     Raises:
         StoreError: If ``path`` exists and may not be replaced (also when another process created it meanwhile), or
@@ -148,16 +148,24 @@ def is_free(path: Path) -> bool:
     return not path.exists()
 
 
-def check_replaceable(path: Path, marker: str) -> None:
-    """Check that ``path`` is free, or a directory that holds the file ``marker``: whatever else it is, is not ours.
+def check_replaceable(path: Path, names: Sequence[str]) -> None:
+    """Check that ``path`` is free, or a directory of some files, the first of them surely: all else is not ours.
 
     Raises:
-        StoreError: If it is something else.
+        StoreError: If it is something else, or holds anything else.
     """
-    if not is_free(path) and not (path / marker).is_file():
+    if is_free(path):
+        return
+    if not (path / names[0]).is_file():
         raise StoreError(
-            f"{path} exists and has no {marker}, so it is left as it is even with --overwrite. "
+            f"{path} exists and has no {names[0]}, so it is left as it is even with --overwrite. "
             "Remove it or choose another path."
+        )
+    if others := sorted(child.name for child in path.iterdir() if child.name not in names):
+        raise StoreError(
+            f"{path} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} beside what was written "
+            "with it, which would be lost, so it is left as it is even with --overwrite. Move these away, or choose "
+            "another path."
         )
 
 
@@ -249,16 +257,16 @@ def release(array: NDArray[Any]) -> None:
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
-    """The non-empty lines of a UTF-8 text file, with or without a byte order mark, without surrounding blanks.
+    """The lines of a UTF-8 text file that are not blank, with or without a byte order mark, as they are written.
 
     Raises:
         DataError: If it is missing or not text.
     """
     try:
-        lines = existing_file(path, what).read_text(encoding="utf-8-sig").splitlines()
+        lines = existing_file(path, what).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{what}: {path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.removesuffix("\r") for line in lines if line.strip()]
 
 
 def sha256_file(path: str | Path) -> str:
@@ -282,7 +290,7 @@ def read_toml(path: str | Path, what: str, cure: str = "Check the path.") -> dic
         ConfigError: If it cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"Cannot read the {what} {path}: {error.strerror}. {cure}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

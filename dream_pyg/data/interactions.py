@@ -151,6 +151,11 @@ def read_interactions(
             ignored[0],
         )
     columns = {role: name for role, name in found.items() if name is not None}
+    for name in columns.values():
+        if len(roles := [role for role, other in columns.items() if other == name]) > 1:
+            raise DataError(
+                f"Interactions: {table.path} has one column, {name!r}, for both {' and '.join(roles)}. Name another."
+            )
     frame = table.read(columns)
     ids = parse_ids if table.separator is None else parse_text_ids
     parsers = {
@@ -244,7 +249,7 @@ def _parse_timestamps(values: pl.Series, where: str) -> pl.Series:
     if not (values.dtype.is_numeric() or values.dtype == pl.String):
         raise DataError(f"{where}: expected numbers or dates, got {values.dtype}. Convert the column, or remove it.")
     numbers = values.cast(pl.Float64, strict=False)
-    if not values.dtype.is_float():
+    if values.dtype.is_integer() or values.dtype == pl.String:
         integers = values.cast(pl.Int64, strict=False)
         numbers = numbers if integers.null_count() else integers
     expected, cure = "a number or a date such as 2023-12-31", "Give every row its time, or remove the column."

@@ -22,6 +22,8 @@ from dream_pyg.errors import ConfigError, DataError
 
 USER_COLUMNS = ("userID", "user_id", "user")
 ITEM_COLUMNS = ("itemID", "item_id", "item", "asin")
+CATALOGUE = "ids of all items"
+"""What a column of a list of items is for."""
 SEPARATORS = {".inter": "\t", ".item": "\t", ".tsv": "\t", ".csv": ","}
 PARQUET = ".parquet"
 _AGAIN = re.compile(r"_duplicated_\d+$")
@@ -103,15 +105,17 @@ class Table:
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
-            cure = "Keep one" if len(set(candidates)) == 1 else f"Keep one, or {_how_to_name(role)}"
+            cure = "Keep one" + ("" if len(set(candidates)) == 1 else _or_name(role))
             raise DataError(
                 f"{self.what}: {self.path} has several columns for the {role}: {', '.join(candidates)}. {cure}."
             )
         expected = repr(named) if named is not None else f"one of {', '.join(known)}"
+        cure = f"Rename one{_or_name(role)}."
+        if self.separator is not None and len(self.columns) == 1:
+            cure += " If something else is between columns, say what (--separator, or `separator` in a dataset.toml)."
         raise DataError(
             f"{self.what}: {self.path} has no column for the {role}: expected {expected}, found "
-            f"{', '.join(map(repr, self.columns))}. Rename one, or {_how_to_name(role)}; what is between columns, "
-            "`separator` says there."
+            f"{', '.join(map(repr, self.columns))}. {cure}"
         )
 
     def find_optional(self, role: str, known: Sequence[str], named: str | None = None) -> str | None:
@@ -150,14 +154,12 @@ class Table:
     def _read(self, columns: list[str]) -> pl.DataFrame:
         if self.separator is None:
             return pl.read_parquet(self.path, columns=columns)
-        frame = pl.read_csv(
-            self.path,
-            separator=self.separator,
-            columns=columns,
-            infer_schema=False,
-            quote_char=_quote(self.separator),
-        )
-        return _without_blank_end(frame, self.path)
+        rows = pl.scan_csv(
+            self.path, separator=self.separator, infer_schema=False, quote_char=_quote(self.separator)
+        ).select(columns)
+        # A line of too many fields is noticed only where all columns are read, which streaming does a part at a time.
+        whole = pl.QueryOptFlags(projection_pushdown=False)
+        return _without_blank_end(rows.collect(engine="streaming", optimizations=whole), self.path)
 
 
 def read_item_ids(path: str | Path, column: str | None = None, separator: str | None = None) -> pl.Series:
@@ -175,7 +177,7 @@ def read_item_ids(path: str | Path, column: str | None = None, separator: str | 
         DataError: If the file is unusable, or an id is missing or repeated.
     """
     table = Table.open(path, "Item catalogue", separator)
-    name = table.find("column", ITEM_COLUMNS, column)
+    name = table.find(CATALOGUE, ITEM_COLUMNS, column)
     return unique_ids(table.read_ids(name), f"Item catalogue: {table.path}, column {name!r}")
 
 
@@ -196,11 +198,13 @@ def parse_ids(values: pl.Series, where: str) -> pl.Series:
         values = values.cast(pl.String)
     if not (values.dtype.is_integer() or values.dtype == pl.String):
         raise DataError(f"{where}: expected ids that are integers or strings, got {values.dtype}. Convert the column.")
-    if values.null_count():
-        row = int(values.is_null().arg_max()) + 1
+    missing = values.is_null()
+    if values.dtype == pl.String:
+        missing |= (values == "").fill_null(False)
+    if missing.any():
         raise DataError(
-            f"{where}: the id in row {row} is missing ({values.null_count()} in all; rows count from 1 below the "
-            "header). Fill or remove these rows."
+            f"{where}: the id in row {int(missing.arg_max()) + 1} is missing ({missing.sum()} in all; rows count from "
+            "1 below the header). Fill or remove these rows."
         )
     if values.dtype.is_integer():
         try:
@@ -294,6 +298,8 @@ def _parse(read: Any, path: Path, what: str) -> Any:
         ) from error
 
 
-def _how_to_name(role: str) -> str:
-    option = f", or --{role}-column" if role in ("user", "item", "timestamp", "rating", "split") else ""
-    return f"name it (`{role}` in a dataset.toml{option})"
+def _or_name(role: str) -> str:
+    """How to say which column it is, where that can be said."""
+    if role in ("user", "item", "timestamp", "rating", "split"):
+        return f", or name it (`{role}` in a dataset.toml, or --{role}-column)"
+    return ", or name it (`column` under [items] of a dataset.toml)" if role == CATALOGUE else ""

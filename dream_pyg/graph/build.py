@@ -10,6 +10,7 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg.data.dataset import Dataset
 from dream_pyg.data.features import FeatureMatrix
+from dream_pyg.errors import DataError
 from dream_pyg.graph.edges import add_interaction_edges
 from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, SearchReport, cosine_knn
 from dream_pyg.graph.relations import add_relation_edges
@@ -103,9 +104,14 @@ def build_graph(
 
 
 def _add_features(graph: HeteroData, modality: str, features: FeatureMatrix) -> None:
-    norm = np.concatenate(
-        [np.linalg.norm(features.take(start, start + 4096), axis=1) for start in range(0, features.shape[0], 4096)]
-    )
+    # In float64, where no square of a float32 is too large or too small.
+    blocks = (features.take(start, start + 4096) for start in range(0, features.shape[0], 4096))
+    norm = np.concatenate([np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32) for rows in blocks])
+    if not np.isfinite(norm).all():
+        raise DataError(
+            f"Features of {modality}: the norm of row {int((~np.isfinite(norm)).argmax()) + 1} exceeds float32. Scale "
+            "the features."
+        )
     graph[ITEM][feature_name(modality)] = torch.from_numpy(features.to_array())
     graph[ITEM][mask_name(modality)] = torch.from_numpy(features.has)
     graph[ITEM][norm_name(modality)] = torch.from_numpy(norm)

@@ -55,6 +55,7 @@ INFO, EDGES, FEATURES, USERS, ITEMS = (
     "users.parquet",
     "items.parquet",
 )
+FILES = (INFO, EDGES, FEATURES, USERS, ITEMS)
 _REBUILD = "Build the graph again with `dream-pyg build-graph --overwrite`."
 _PACKAGES = ("dream-pyg", "torch", "torch-geometric", "faiss-cpu", "numpy", "polars")
 
@@ -152,7 +153,7 @@ def _look_up(
     """The inputs, and what was built from them before."""
     inputs = describe_inputs(config, data_dir)
     if overwrite:
-        check_replaceable(path, INFO)
+        check_replaceable(path, FILES)
     elif not is_free(path):
         refuse_other(path, make_fingerprint(config, inputs, parameters))
         return inputs, load_graph(path)
@@ -192,6 +193,7 @@ def create_store(
         "fingerprint": make_fingerprint(config, inputs, parameters),
         "dataset": dataset.name,
         "config": config.model_dump(mode="json", exclude_none=True),
+        "split_method": dataset.split_method,
         "parameters": dict(parameters),
         "inputs": inputs,
         "counts": _counts(graph),
@@ -208,7 +210,7 @@ def save_graph(
     path: str | Path, graph: HeteroData, dataset: Dataset, info: Mapping[str, Any], *, overwrite: bool = False
 ) -> None:
     """Write a store as a whole or not at all."""
-    with atomic_directory(path, replace=INFO if overwrite else None) as directory:
+    with atomic_directory(path, replace=FILES if overwrite else None) as directory:
         edges, features = _tensors(graph)
         save_tensors(directory / EDGES, edges)
         save_tensors(directory / FEATURES, features)
@@ -216,7 +218,8 @@ def save_graph(
         pl.DataFrame({"item_id": dataset.interactions.item_ids}).write_parquet(directory / ITEMS)
         files = {
             file: {"bytes": (directory / file).stat().st_size, "sha256": sha256_file(directory / file)}
-            for file in (EDGES, FEATURES, USERS, ITEMS)
+            for file in FILES
+            if file != INFO
         }
         described = {**info, "files": files}
         write_json(directory / INFO, {**described, "checksum": _checksum(described)})
@@ -286,6 +289,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
 
 def refuse_other(path: Path, fingerprint: str) -> None:
     """Raise a StoreError if ``path`` is not the store of this fingerprint."""
+    if path.is_dir() and not (path / INFO).is_file():
+        raise StoreError(f"{path} exists and is not a graph store: it has no {INFO}. Choose another path.")
     existing = read_info(path)["fingerprint"]
     if existing != fingerprint:
         raise StoreError(

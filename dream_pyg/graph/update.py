@@ -19,6 +19,7 @@ from dream_pyg.data.files import check_replaceable, is_free
 from dream_pyg.data.tables import positions
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import StoreError
+from dream_pyg.graph.build import Search
 from dream_pyg.graph.knn import Engine, FoundNeighbors, MeanRows, Rows, cosine_knn
 from dream_pyg.graph.knn.choice import EXACT, choose_engine
 from dream_pyg.graph.knn.update import Known, Updated, update_knn
@@ -35,7 +36,7 @@ from dream_pyg.graph.schema import (
     mask_name,
 )
 from dream_pyg.graph.store import (
-    INFO,
+    FILES,
     StoredGraph,
     create_store,
     load_graph,
@@ -95,7 +96,7 @@ def update_store(
             "graph. Write the new store beside it with --out DIR, or replace it with --overwrite."
         )
     if overwrite:
-        check_replaceable(path, INFO)
+        check_replaceable(path, FILES)
     elif not is_free(path):
         refuse_other(path, fingerprint)
         return load_graph(path), None
@@ -108,9 +109,20 @@ def update_store(
             known.info["parameters"],
             data_dir,
             overwrite=overwrite,
-            searcher=lambda dataset: _Continuation(known, dataset, updates).search,
+            searcher=lambda dataset: _continued(known, dataset, updates),
         )
     return load_graph(path), updates
+
+
+def _continued(known: StoredGraph, dataset: Dataset, updates: dict[str, Updated]) -> Search:
+    """What finds the neighbours in a dataset that is split as the stored one."""
+    if known.info.get("split_method", dataset.split_method) != dataset.split_method:  # which older stores do not say
+        raise StoreError(
+            f"The interactions of {known.path} were split by the method {known.info['split_method']!r}, these would be "
+            f"by {dataset.split_method!r}, as the file of one has a column of splits and that of the other has none. "
+            f"An update keeps the split. Give the file such a column as well or take it out, or {_REBUILD}"
+        )
+    return _Continuation(known, dataset, updates).search
 
 
 class _Continuation:

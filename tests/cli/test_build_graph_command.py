@@ -16,7 +16,7 @@ import torch
 from click.testing import Result
 
 from dream_pyg import load_graph, make_synthetic
-from dream_pyg.graph import partial
+from dream_pyg.graph import partial, store
 
 Command = Callable[..., Result]
 LABELS = ("train_edge_label_index", "valid_edge_label_index", "test_edge_label_index")
@@ -229,6 +229,65 @@ def test_overwrite_leaves_alone_what_is_no_store(command: Command, shop: Path, t
     assert result.exit_code == 1
     assert "left as it is" in result.stderr
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.tex"]
+
+
+def test_overwrite_takes_nothing_that_lies_in_a_store(command: Command, shop: Path, tmp_path: Path):
+    assert command("build-graph", shop, "-k", 5, "--out", tmp_path / "graph").exit_code == 0
+    (tmp_path / "graph" / "run").mkdir()
+    for arguments in (["build-graph", shop, "-k", 4, "--out"], ["update-graph"]):
+        source = [shop] if arguments == ["update-graph"] else []
+        result = command(*arguments, tmp_path / "graph", *source, "--overwrite", "--without", "text")
+        assert result.exit_code == 1
+        assert "holds run beside what was written with it" in result.stderr
+    assert (tmp_path / "graph" / "run").is_dir()
+
+
+def test_a_directory_of_something_else_is_no_place_for_a_store(command: Command, shop: Path, tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    result = command("build-graph", shop, "--out", tmp_path / "home")
+    assert result.exit_code == 1
+    assert "exists and is not a graph store: it has no graph.json. Choose another path." in result.stderr
+
+
+def test_termination_ends_a_command_like_an_interrupt(
+    command: Command, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "load_dataset", lambda *_: signal.raise_signal(signal.SIGTERM))
+    result = command("build-graph", shop, "--out", tmp_path / "graph")
+    assert result.exit_code == 130
+    assert "Error: Interrupted; what was written before is whole." in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("section", "key"), [("seed = 5", "seed"), ("ratios = [0.6, 0.2, 0.2]", "ratios")])
+def test_what_a_given_split_cannot_use_is_refused(command: Command, shop: Path, tmp_path: Path, section: str, key: str):
+    clicks = pl.read_csv(shop / "interactions.csv")
+    split = pl.Series("split", [("train", "valid", "test")[row % 3] for row in range(len(clicks))])
+    clicks.with_columns(split).write_csv(tmp_path / "clicks.csv")
+    (tmp_path / "dataset.toml").write_text(f'name = "shop"\ninteractions = "clicks.csv"\n[split]\n{section}\n')
+    result = command("build-graph", tmp_path, "--out", tmp_path / "graph")
+    assert result.exit_code == 2
+    assert f"split.{key} is given, but the split is 'given', which has none. Leave it out." in result.stderr
+    if key == "seed":
+        seeded = command("build-graph", tmp_path / "clicks.csv", "--split-seed", 5, "--out", tmp_path / "graph")
+        assert "split.seed is given, but the split is 'given'" in seeded.stderr
+
+
+def test_a_separator_and_ids_that_have_one_name_everywhere(command: Command, shop: Path, tmp_path: Path):
+    clicks = pl.read_csv(shop / "interactions.csv").rename({"item_id": "sku"})
+    clicks.write_csv(tmp_path / "clicks.csv", separator=";")
+    text = pl.read_parquet(shop / "text.parquet").rename({"item_id": "sku"})
+    text.write_parquet(tmp_path / "text.parquet")
+    build = ["build-graph", tmp_path / "clicks.csv", "--features", f"text={tmp_path / 'text.parquet'}", "-k", 5]
+    build += ["--item-column", "sku", "--out", tmp_path / "graph"]
+    refused = command(*build)
+    assert refused.exit_code == 1
+    assert "If something else is between columns, say what (--separator" in refused.stderr
+    assert command(*build, "--separator", ";").exit_code == 0
+    unnamed = command("build-graph", shop / "interactions.csv", *build[2:6], "--out", tmp_path / "other")
+    assert "has no column for the item_id: expected one of" in unnamed.stderr
+    assert unnamed.stderr.rstrip().endswith("Rename one.")
 
 
 def test_quiet_leaves_standard_error_empty(command: Command, shop: Path, tmp_path: Path):

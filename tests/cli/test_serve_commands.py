@@ -167,6 +167,24 @@ def test_users_in_the_order_given_from_options_and_file(command: Command, shop_r
     assert [row["item_id"] for row in told] == [everybody[row["user_id"]]["item_id"] for row in told]
 
 
+def test_blanks_may_belong_to_ids(command: Command, tmp_path: Path):
+    ids = [" lead", "trail ", "u\u2028v", "plain"]
+    pairs = [(user, f"i{item}") for number, user in enumerate(ids) for item in range(number, number + 4)]
+    pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row").write_parquet(tmp_path / "clicks.parquet")
+    command("build-graph", tmp_path / "clicks.parquet", "--out", tmp_path / "graph")
+    command("train", tmp_path / "graph", "--model", "bpr", "--epochs", 1, "--run", tmp_path / "run")
+    (tmp_path / "users.txt").write_text("\n".join([*ids[:3], "  plain "]), encoding="utf-8")
+    arguments = ["--users-file", tmp_path / "users.txt", "-k", 1, "--format", "json"]
+    assert [row["user_id"] for row in rows(command("recommend", tmp_path / "run", *arguments))] == ids
+
+
+def test_a_directory_is_no_table(command: Command, shop_run: Path, tmp_path: Path):
+    (tmp_path / "top.csv").mkdir()
+    result = command("recommend", shop_run, "--out", tmp_path / "top.csv")
+    assert result.exit_code == 1
+    assert "it is a directory, and a table is a file" in result.stderr
+
+
 def test_an_empty_users_file_asks_for_nobody(command: Command, shop_run: Path, tmp_path: Path):
     (tmp_path / "users.txt").write_text("\n")
     assert rows(command("recommend", shop_run, "--users-file", tmp_path / "users.txt", "--format", "json")) == []
@@ -286,6 +304,9 @@ def test_an_export_is_replaced_only_on_request_and_only_if_it_is_one(command: Co
     assert (out / "embeddings.safetensors").is_file()
     assert command("export", shop_run, "--out", out, "--as", "parquet", "--overwrite").exit_code == 0
     assert not (out / "embeddings.safetensors").exists()
+    (out / "notes.txt").write_text("mine")
+    assert "holds notes.txt beside" in command("export", shop_run, "--out", out, "--overwrite").stderr
+    (out / "notes.txt").unlink()
     (out / "export.json").unlink()
     assert command("export", shop_run, "--out", out, "--overwrite").exit_code == 1
     assert (out / "items.faiss").is_file()

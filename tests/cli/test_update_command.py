@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,51 @@ def test_an_interaction_file_has_the_columns_and_the_split_of_the_graph(command:
     rebuilt = told(command(*build, tmp_path / "february.csv", "--out", tmp_path / "rebuilt"))
     assert (updated["state"], updated["fingerprint"]) == ("updated", rebuilt["fingerprint"])
     assert load_graph(tmp_path / "graph").info["config"]["split"]["method"] == "leave_last_out"
+
+
+def test_a_split_is_not_changed_by_a_column_that_came_or_went(command: Command, tmp_path: Path):
+    clicks = pl.DataFrame({"user_id": np.repeat(np.arange(8), 5), "item_id": np.tile(np.arange(10), 4)})
+    clicks.write_csv(tmp_path / "plain.csv")
+    split = pl.Series("split", ["train", "train", "train", "valid", "test"] * 8)
+    clicks.with_columns(split).write_csv(tmp_path / "given.csv")
+    for first, second, methods in (("plain", "given", "'random'.*'given'"), ("given", "plain", "'given'.*'random'")):
+        told(command("build-graph", tmp_path / f"{first}.csv", "--out", tmp_path / first, "--format", "json"))
+        refused = command("update-graph", tmp_path / first, tmp_path / f"{second}.csv", "--out", tmp_path / "new")
+        assert refused.exit_code == 1
+        assert re.search(f"split by the method {methods}, as the file of one has a column of splits", refused.stderr)
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_ready_graph_is_not_lost_unless_it_is_left_out(command: Command, tmp_path: Path):
+    clicks = pl.DataFrame({"user_id": np.repeat(np.arange(8), 5), "item_id": np.tile(np.arange(10), 4)})
+    clicks.write_csv(tmp_path / "clicks.csv")
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32))
+    np.savez(tmp_path / "ring.npz", indices=np.roll(np.arange(10), 1)[:, None])
+    files = [
+        f"--{kind}=image={tmp_path / name}" for kind, name in (("features", "image.npy"), ("neighbors", "ring.npz"))
+    ]
+    told(
+        command("build-graph", tmp_path / "clicks.csv", *files, "-k", 3, "--out", tmp_path / "old", "--format", "json")
+    )
+    update = ("update-graph", tmp_path / "old", tmp_path / "clicks.csv", "--out", tmp_path / "new")
+    refused = command(*update, files[0])
+    assert refused.exit_code == 2
+    assert "The graph has neighbors of image, for which no file is given. Add --neighbors image=FILE" in refused.stderr
+    unused = command(*update, *files, "--data-dir", tmp_path)
+    assert "--data-dir says where the files that a dataset.toml names lie" in unused.stderr
+
+
+def test_a_list_of_items_keeps_its_column(command: Command, shop: Path, tmp_path: Path):
+    data = Path(shutil.copytree(shop, tmp_path / "data"))
+    pl.read_csv(data / "items.csv").rename({"item_id": "sku"}).write_csv(data / "items.csv", separator=";")
+    described = (data / "dataset.toml").read_text()
+    described = described.replace('column = "item_id"', 'column = "sku"\nseparator = ";"')
+    (data / "dataset.toml").write_text(described)
+    told(command("build-graph", data, "-k", 5, "--out", tmp_path / "old", "--format", "json"))
+    files = ["--items", data / "items.csv", f"--features=image={data / 'image.npy'}"]
+    files += [f"--features=text={data / 'text.parquet'}"]
+    update = ("update-graph", tmp_path / "old", data / "interactions.csv", *files)
+    told(command(*update, "--out", tmp_path / "new", "--format", "json"))
 
 
 def test_rows_of_features_are_not_taken_for_other_items(command: Command, shop_graph: Path, data: Path, tmp_path: Path):

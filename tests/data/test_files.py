@@ -24,7 +24,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def replace(path: Path) -> None:
-    with atomic_directory(path, replace="graph.json") as directory:
+    with atomic_directory(path, replace=["graph.json", "edges"]) as directory:
         (directory / "graph.json").write_text("new")
 
 
@@ -50,6 +50,15 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path, content: str, said: s
 def test_a_directory_is_replaced_as_a_whole(old: Path):
     replace(old)
     assert (old / "graph.json").read_text() == "new"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_directory_that_holds_anything_else_stays(old: Path):
+    (old / "edges").write_text("old")
+    (old / "run").mkdir()
+    with pytest.raises(StoreError, match=r"holds run beside what was written with it.*Move these away"):
+        replace(old)
+    assert sorted(path.name for path in old.iterdir()) == ["edges", "graph.json", "run"]
     assert list(old.parent.iterdir()) == [old]
 
 

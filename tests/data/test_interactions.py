@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,7 @@ def test_read_parquet_keeps_its_id_types(tmp_path: Path) -> None:
         ([date(1970, 1, 2)], [86_400_000_000]),
         ([datetime(1970, 1, 1, 0, 0, 1)], [1_000_000]),
         ([1.5], [1.5]),
+        ([Decimal("1.75")], [1.75]),
     ],
 )
 def test_read_parquet_times(tmp_path: Path, times: list[object], expected: list[float]) -> None:
@@ -173,6 +175,8 @@ def test_read_parquet_times(tmp_path: Path, times: list[object], expected: list[
         ("a.csv", "user,item\n1,2\n,3\n,4\n", "'user': the id in row 2 is missing .2 in all"),
         ("a.csv", "user,item\n1,2\n1\n", "'item': the id in row 2 is missing"),
         ("a.csv", "user,item\n1,2,3\n", "is damaged"),
+        ("a.csv", "user,item,price\n1,2,3\nSmith, John,2,3\n", "is damaged.*more fields than defined"),
+        ("a.csv", 'user,item\nann,2\n"",3\n" ",3\n', "'user': the id in row 2 is missing .1 in all"),
         ("a.csv", "user,item,x_label\n1,2,0\n1,3,7\n", "'x_label': expected 0, 1 or 2.*got '7' in row 2"),
         ("a.csv", "user,item,x_label\n1,2,0\n1,3,\n", "got None in row 2"),
         ("a.csv", "user,item,timestamp\n1,2,3\n1,3,noon\n", "'timestamp': expected a number.*got 'noon' in row 2"),
@@ -188,6 +192,12 @@ def test_read_refuses_files(tmp_path: Path, name: str, text: str, message: str) 
         read_interactions(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_read_refuses_one_column_for_two_roles(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user,item\n1,2\n")
+    with pytest.raises(DataError, match=r"has one column, 'item', for both user_id and item_id. Name another"):
+        read_interactions(path, user="item")
 
 
 def test_read_refuses_missing_file_and_directory(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch_geometric.data import HeteroData
 
 from dream_pyg.data.dataset import Dataset, Modality
-from dream_pyg.data.features import Neighbors
-from dream_pyg.errors import ConfigError
+from dream_pyg.data.features import FeatureMatrix, Neighbors
+from dream_pyg.errors import ConfigError, DataError
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.knn import MeanRows, means
 from dream_pyg.graph.schema import (
@@ -105,6 +106,21 @@ def test_node_attributes():
         np.testing.assert_array_equal(graph[ITEM][f"has_{name}"].numpy(), has)
         np.testing.assert_allclose(graph[ITEM][f"norm_{name}"].numpy(), np.linalg.norm(features, axis=1), rtol=1e-6)
         np.testing.assert_array_equal(graph[USER][count_name(name)].numpy(), train_matrix(dataset) @ has)
+
+
+@pytest.mark.parametrize(("scale", "fits"), [(1e25, True), (1e-30, True), (3.3e38, False)])
+def test_features_of_any_size_have_a_norm(scale: float, fits: bool):
+    dataset = random_dataset()
+    features = dataset.modalities[MODALITIES[0]].features.to_array()
+    scaled = (features / np.abs(features).max() * scale).astype(np.float32)
+    huge = Modality(FeatureMatrix(scaled, np.where(features.any(axis=1), np.arange(len(features)), -1)))
+    dataset = dataclasses.replace(dataset, modalities={MODALITIES[0]: huge})
+    if not fits:
+        with pytest.raises(DataError, match=f"Features of {MODALITIES[0]}: the norm of row .* exceeds float32"):
+            build_graph(dataset, num_neighbors=2)
+        return
+    norm = build_graph(dataset, num_neighbors=2)[ITEM][f"norm_{MODALITIES[0]}"].numpy()
+    np.testing.assert_allclose(norm, np.linalg.norm(scaled.astype(np.float64), axis=1), rtol=1e-6)
 
 
 def test_without_modalities_there_are_interactions_only():
