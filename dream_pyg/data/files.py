@@ -8,6 +8,7 @@ one lies beside). Tensors travel as safetensors with a digest of their content i
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import mmap
@@ -15,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +34,9 @@ from torch import Tensor
 from dream_pyg.errors import ConfigError, DataError, StoreError
 
 _CHUNK = 1 << 22
+_TEMPORARY = ".tmp"
+_SECONDS_TO_LOCK = 60.0
+"""After which a process that makes a temporary file has locked it."""
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # which cannot be read without being set
 
@@ -45,10 +50,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).resolve()  # A link stays, and what it points to is replaced.
     with _refusals_named(path), _parents_of(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
+        _remove_abandoned(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
         temporary = Path(name)
         try:
+            _lock(handle)
             yield temporary
             _flush(temporary)
             temporary.chmod(0o666 & ~_UMASK)
@@ -56,6 +62,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
 
 
 @contextmanager
@@ -74,9 +81,12 @@ def atomic_directory(path: str | Path, *, replace: Sequence[str] | None = None) 
     if replace is not None:
         check_replaceable(path, replace)
     with _refusals_named(path), _parents_of(path):
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        _remove_abandoned(path)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY))
         replaced = temporary.with_suffix(".old")
+        handle = os.open(temporary, os.O_RDONLY)
         try:
+            _lock(handle)
             yield temporary
             for child in temporary.rglob("*"):
                 if child.is_file():
@@ -93,6 +103,30 @@ def atomic_directory(path: str | Path, *, replace: Sequence[str] | None = None) 
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock a file or directory for as long as it is open here, if nobody else has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # also where the file system knows no locks
+        return False
+    return True
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that were killed had begun to write to ``path``: what is written is locked."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY}"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime < _SECONDS_TO_LOCK:
+                continue
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                if _lock(handle):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(handle)
 
 
 def where_replaced(path: Path) -> str:

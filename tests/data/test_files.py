@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import stat
 import subprocess
 import sys
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dream_pyg.data import files
-from dream_pyg.data.files import atomic_directory, held, read_json
+from dream_pyg.data.files import atomic_directory, atomic_path, held, read_json
 from dream_pyg.errors import StoreError
 from dream_pyg.graph.store import read_info
 
@@ -73,6 +76,51 @@ def test_what_a_link_points_to_is_replaced_and_the_link_stays(old: Path):
     assert (old / "graph.json").read_text() == "newer"
     assert list(link.parent.iterdir()) == [link]
     assert sorted(old.parent.iterdir()) == [link.parent, old]
+
+
+def test_what_a_killed_process_had_begun_is_removed_by_the_next(tmp_path: Path):
+    code = """
+import os, signal
+from dream_pyg.data.files import atomic_directory, atomic_path
+with atomic_directory("store") as store, atomic_path("file") as file:
+    file.write_text("half")
+    (store / "half").write_text("")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == -signal.SIGKILL
+    left = sorted(tmp_path.iterdir())
+    assert [path.suffix for path in left] == [".tmp", ".tmp"]
+
+    def write_both() -> None:
+        files.write_text(tmp_path / "file", "whole")
+        with atomic_directory(tmp_path / "store", replace=["mark"]) as store:
+            (store / "mark").write_text("")
+
+    write_both()
+    assert sorted(tmp_path.iterdir()) == sorted(
+        [*left, tmp_path / "file", tmp_path / "store"]
+    )  # perhaps not locked yet
+    for path in left:
+        os.utime(path, (0, 0))
+    handle = os.open(left[0], os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    write_both()
+    assert sorted(tmp_path.iterdir()) == sorted([left[0], tmp_path / "file", tmp_path / "store"])
+    os.close(handle)
+    write_both()
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file", tmp_path / "store"]
+
+
+def test_what_is_being_written_is_not_abandoned(tmp_path: Path):
+    with atomic_path(tmp_path / "file") as first, atomic_directory(tmp_path / "store") as store:
+        os.utime(first, (0, 0))
+        os.utime(store, (0, 0))
+        files.write_text(tmp_path / "file", "second")
+        with pytest.raises(StoreError), atomic_directory(tmp_path / "store", replace=["mark"]):
+            raise StoreError("not now")
+        first.write_text("first")
+    assert (tmp_path / "file").read_text() == "first"
+    assert (tmp_path / "store").is_dir()
 
 
 def test_the_directory_one_is_in_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
