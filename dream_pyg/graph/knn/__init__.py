@@ -119,19 +119,20 @@ def check_num_neighbors(rows: Rows, num_neighbors: int, include_self: bool, what
     num_rows, _ = rows.shape
     limit = num_rows if include_self else num_rows - 1
     if not limit:
-        raise ConfigError(f"{num_rows} {what} cannot have neighbours; expected at least 2. {_few_rows(what)}")
+        raise ConfigError(
+            f"{num_rows} {what} cannot have neighbours; expected at least 2. Give more rows{_or_fewer(what)}."
+        )
     if not 1 <= num_neighbors <= limit:
         raise ConfigError(
             f"num_neighbors must be between 1 and {limit} for {num_rows} {what} (got {num_neighbors}). "
-            f"{_few_rows(what) if num_neighbors > limit else 'Choose a number in that range.'}"
+            f"Choose a number in that range{_or_fewer(what)}."
         )
     return num_neighbors - include_self
 
 
-def _few_rows(what: str) -> str:
-    """The cure for having fewer rows than neighbours."""
-    leave_out = ", or leave user graphs out with --no-user-graphs" if what.startswith("users ") else ""
-    return f"Choose fewer neighbours, or give more rows{leave_out}."
+def _or_fewer(what: str) -> str:
+    """What else helps where users are too few."""
+    return ", or leave user graphs out with --no-user-graphs" if what.startswith("users ") else ""
 
 
 def nobody(rows: Rows, num_neighbors: int) -> FoundNeighbors:
