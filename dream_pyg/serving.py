@@ -255,9 +255,10 @@ def _user_rows(run: Run, users: Sequence[Any]) -> torch.Tensor:
     known = run.stored.user_ids
     # Ids arrive as text from a command line, whatever their type in the data.
     text = pl.Series("user_id", [str(user) for user in users], dtype=pl.String)
-    row = positions(text, known.cast(pl.String))
-    bare = positions(text.str.strip_chars(), known.cast(pl.String))
-    row = np.where(row < 0, bare, row)  # Blanks may belong to an id, but seldom do.
+    catalogue = known.cast(pl.String)
+    row = positions(text, catalogue)
+    if (row < 0).any():  # Blanks around an id may belong to it, but seldom do.
+        row = np.where(row < 0, positions(text.str.strip_chars(), catalogue), row)
     missing = text.filter(row < 0).unique(maintain_order=True).to_list()
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -151,10 +151,9 @@ def dataset_config(
     """
     earlier = {} if earlier is None else earlier
     toml = source / "dataset.toml" if source.is_dir() else source
-    columns = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "rating", "split")}
-    columns = {
-        name: value for name, value in {**columns, "separator": options["separator"]}.items() if value is not None
-    }
+    asked = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "rating", "split")}
+    asked["separator"] = options["separator"]
+    columns = {name: value for name, value in asked.items() if value is not None}
     known: Mapping[str, Mapping[str, str]] = {}
     if toml.suffix == ".toml":
         if columns:

@@ -23,7 +23,15 @@ from pydantic import (
     model_validator,
 )
 
-from dream_pyg.data.features import FeatureMatrix, Neighbors, read_feature_ids, read_features, read_neighbors
+from dream_pyg.data.features import (
+    FEATURE_SUFFIXES,
+    NEIGHBOR_SUFFIXES,
+    FeatureMatrix,
+    Neighbors,
+    read_feature_ids,
+    read_features,
+    read_neighbors,
+)
 from dream_pyg.data.files import existing_file, read_toml, sha256_file
 from dream_pyg.data.interactions import SPLITS, Interactions, at_least, drop_duplicates, k_core, read_interactions
 from dream_pyg.data.splits import (
@@ -37,7 +45,7 @@ from dream_pyg.data.splits import (
     split_leave_last_out,
     split_random,
 )
-from dream_pyg.data.tables import positions, read_item_ids, same_kind
+from dream_pyg.data.tables import PARQUET, positions, read_item_ids, same_kind
 from dream_pyg.data.validation import explain
 from dream_pyg.errors import ConfigError, DataError, did_you_mean
 
@@ -524,11 +532,8 @@ def _align_catalogue(
 def _warn_of_order(files: Mapping[str, Path], item_ids: pl.Series) -> None:
     """Say which item a row of a matrix is taken for, where that is not plain from the ids."""
     numbered = item_ids.dtype.is_integer() and item_ids.min() == 0 and item_ids.max() == len(item_ids) - 1
-    ordered = [
-        path.name
-        for role, path in files.items()
-        if "." in role and path.suffix.lower() in (".npy", ".npz", ".safetensors")
-    ]
+    rows = {*FEATURE_SUFFIXES, *NEIGHBOR_SUFFIXES} - {PARQUET}
+    ordered = [path.name for role, path in files.items() if "." in role and path.suffix.lower() in rows]
     if ordered and not numbered:
         first = ", ".join(repr(one) for one in item_ids.sort().head(3))
         logger.warning(

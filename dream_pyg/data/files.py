@@ -54,7 +54,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
         temporary = Path(name)
         try:
-            _lock(handle)
+            with suppress(OSError):  # Not every file system knows locks.
+                _lock(handle)
             yield temporary
             _flush(temporary)
             temporary.chmod(0o666 & ~_UMASK)
@@ -86,7 +87,8 @@ def atomic_directory(path: str | Path, *, replace: Sequence[str] | None = None) 
         replaced = temporary.with_suffix(".old")
         handle = os.open(temporary, os.O_RDONLY)
         try:
-            _lock(handle)
+            with suppress(OSError):  # Not every file system knows locks.
+                _lock(handle)
             yield temporary
             for child in temporary.rglob("*"):
                 if child.is_file():
@@ -110,7 +112,7 @@ def _lock(handle: int) -> bool:
     """Lock a file or directory for as long as it is open here, if nobody else has it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # also where the file system knows no locks
+    except BlockingIOError:
         return False
     return True
 
@@ -149,10 +151,8 @@ def held(directory: Path, what: str) -> Iterator[None]:
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(f"Another process works on {what} at {directory}. Wait for it, or end it.") from error
+        if not _lock(handle):
+            raise StoreError(f"Another process works on {what} at {directory}. Wait for it, or end it.")
         yield
     finally:
         os.close(handle)

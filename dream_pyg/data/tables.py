@@ -200,7 +200,7 @@ def parse_ids(values: pl.Series, where: str) -> pl.Series:
         raise DataError(f"{where}: expected ids that are integers or strings, got {values.dtype}. Convert the column.")
     missing = values.is_null()
     if values.dtype == pl.String:
-        missing |= (values == "").fill_null(False)
+        missing |= values.eq_missing("")
     if missing.any():
         raise DataError(
             f"{where}: the id in row {int(missing.arg_max()) + 1} is missing ({missing.sum()} in all; rows count from "

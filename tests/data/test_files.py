@@ -96,10 +96,8 @@ with atomic_directory("store") as store, atomic_path("file") as file:
         with atomic_directory(tmp_path / "store", replace=["mark"]) as store:
             (store / "mark").write_text("")
 
-    write_both()
-    assert sorted(tmp_path.iterdir()) == sorted(
-        [*left, tmp_path / "file", tmp_path / "store"]
-    )  # perhaps not locked yet
+    write_both()  # What was begun a moment ago may not be locked yet.
+    assert sorted(tmp_path.iterdir()) == sorted([*left, tmp_path / "file", tmp_path / "store"])
     for path in left:
         os.utime(path, (0, 0))
     handle = os.open(left[0], os.O_RDONLY)
