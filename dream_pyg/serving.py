@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import faiss
@@ -22,6 +21,7 @@ from dream_pyg.data.files import (
     is_free,
     save_tensors,
     sha256_file,
+    temporary_directory,
     write_json,
 )
 from dream_pyg.data.tables import positions
@@ -109,9 +109,9 @@ def write_table(blocks: Iterable[pl.DataFrame], path: str | Path) -> int:
     check_table_path(path)
     num_rows = 0
     parts: list[Path] = []
-    with atomic_path(path) as temporary, TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as directory:
+    with atomic_path(path) as temporary, temporary_directory(path) as directory:
         for part in _joined(blocks, _ROWS_OF_A_PART):
-            parts.append(Path(directory) / f"{len(parts)}.parquet")
+            parts.append(directory / f"{len(parts)}.parquet")
             part.write_parquet(parts[-1])
             num_rows += len(part)
         table = pl.scan_parquet(parts)

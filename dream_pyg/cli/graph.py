@@ -76,7 +76,7 @@ def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=int,
     default=10,
     show_default=True,
-    help="Neighbours per node in every relation graph.",
+    help="Neighbours per node in every relation graph that is searched here; a ready one is taken as it is.",
 )
 @click.option("--include-self", is_flag=True, help="Count a node as one of its own neighbours.")
 @click.option("--user-graphs/--no-user-graphs", default=True, show_default=True, help="Build user-user graphs.")
@@ -214,7 +214,12 @@ def dataset_config(
 
 def describe(stored: StoredGraph, state: str, seconds: float) -> dict[str, Any]:
     """What is printed of a store."""
-    counts = stored.info["counts"]
+    counts, reports = stored.info["counts"], stored.info["knn"]
+    searches = {
+        edge_type: str(SearchReport(**reports[edge_type])) if edge_type in reports else "none, a ready graph"
+        for edge_type in counts["edges"]
+        if "_knn " in edge_type
+    }
     counted = {"num_users", "num_items", "num_interactions", *SPLITS}
     return {
         "graph": str(stored.path),
@@ -226,7 +231,7 @@ def describe(stored: StoredGraph, state: str, seconds: float) -> dict[str, Any]:
             for modality in feature_modalities(stored.graph)
         },
         **{f"edges {edge_type}": count for edge_type, count in counts["edges"].items()},
-        **{f"search {edge_type}": str(SearchReport(**report)) for edge_type, report in stored.info["knn"].items()},
+        **{f"search {edge_type}": how for edge_type, how in searches.items()},
         **{key.replace("_", " "): value for key, value in stored.info["report"].items() if key not in counted},
         "fingerprint": stored.fingerprint[:12],
     }

@@ -83,29 +83,42 @@ def atomic_directory(path: str | Path, *, replace: Sequence[str] | None = None) 
         check_replaceable(path, replace)
     with _refusals_named(path), _parents_of(path):
         _remove_abandoned(path)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY))
-        replaced = temporary.with_suffix(".old")
-        handle = os.open(temporary, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # Not every file system knows locks.
-                _lock(handle)
-            yield temporary
-            for child in temporary.rglob("*"):
-                if child.is_file():
-                    _flush(child)
-            temporary.chmod(0o777 & ~_UMASK)
-            if replace is not None and path.exists():
-                path.rename(replaced)
-            _rename_to_free(temporary, path)
-            _flush(path.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
-        except BaseException:
-            if replaced.exists() and not path.exists():
-                replaced.rename(path)
-            raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            os.close(handle)
+        with temporary_directory(path) as temporary:
+            replaced = temporary.with_suffix(".old")
+            try:
+                yield temporary
+                for child in temporary.rglob("*"):
+                    if child.is_file():
+                        _flush(child)
+                temporary.chmod(0o777 & ~_UMASK)
+                if replace is not None and path.exists():
+                    path.rename(replaced)
+                _rename_to_free(temporary, path)
+                _flush(path.parent)
+                shutil.rmtree(replaced, ignore_errors=True)
+            except BaseException:
+                if replaced.exists() and not path.exists():
+                    replaced.rename(path)
+                raise
+
+
+@contextmanager
+def temporary_directory(path: Path) -> Iterator[Path]:
+    """Yield a sibling directory of ``path`` that vanishes.
+
+    If the process is killed, it is removed when ``path`` is next written with :func:`atomic_path` or
+    :func:`atomic_directory`.
+    """
+    path = path.resolve()
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY))
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # Not every file system knows locks.
+            _lock(handle)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
 
 
 def _lock(handle: int) -> bool:

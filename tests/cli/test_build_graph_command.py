@@ -80,6 +80,8 @@ def test_a_csv_file_with_features_and_neighbors(command: Command, shop: Path, tm
     )
     stored = load_graph(tmp_path / "graph")
     assert told["edges item shelf_knn item"] == len(ids)
+    assert told["search item shelf_knn item"] == "none, a ready graph"
+    assert told["search item blurb_knn item"] == "exact"
     source, target = stored.graph["item", "shelf_knn", "item"].edge_index.as_tensor().numpy()
     name = stored.item_ids.to_list()
     edges = {(name[t], name[s]) for s, t in zip(source, target, strict=True)}

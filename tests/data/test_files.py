@@ -81,15 +81,17 @@ def test_what_a_link_points_to_is_replaced_and_the_link_stays(old: Path):
 def test_what_a_killed_process_had_begun_is_removed_by_the_next(tmp_path: Path):
     code = """
 import os, signal
-from dream_pyg.data.files import atomic_directory, atomic_path
-with atomic_directory("store") as store, atomic_path("file") as file:
+from pathlib import Path
+from dream_pyg.data.files import atomic_directory, atomic_path, temporary_directory
+with atomic_directory("store") as store, atomic_path("file") as file, temporary_directory(Path("file")) as parts:
     file.write_text("half")
     (store / "half").write_text("")
+    (parts / "half").write_text("")
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == -signal.SIGKILL
     left = sorted(tmp_path.iterdir())
-    assert [path.suffix for path in left] == [".tmp", ".tmp"]
+    assert [path.suffix for path in left] == [".tmp", ".tmp", ".tmp"]
 
     def write_both() -> None:
         files.write_text(tmp_path / "file", "whole")
