@@ -115,7 +115,7 @@ class PlainDREAM(nn.Module):
             features = graph[ITEM][feature_name(modality)]
             for rows, stored in (
                 (F.normalize(features), self.gate_features),
-                (features - model.get_buffer(f"mean_{modality}"), self.target_features),
+                (features - model.signal.get_buffer(f"mean_{modality}"), self.target_features),
             ):
                 stored[modality] = torch.cat([mean_matrix @ rows, rows])
             edges = [graph[knn_edge(node, modality)] for node in (USER, ITEM)]
@@ -374,8 +374,8 @@ def parts_of(model: DREAM, graph: HeteroData, batch: Batch) -> list[Part]:
         return torch.stack(list(terms.values()))
 
     def follow_signal() -> Tensor:
-        of_users = model._signal(graph, USER, users, user_modal[user_row], user_row)
-        return of_users + model._signal(graph, ITEM, items, item_modal[item_row], item_row)
+        of_users = model.signal.of_nodes(graph, USER, users, user_modal[user_row], user_row)
+        return of_users + model.signal.of_nodes(graph, ITEM, items, item_modal[item_row], item_row)
 
     rounded = torch.bfloat16 if has_bfloat16_units(CPU) else torch.float32
     (pointer, _), _ = graph[REV_INTERACTS].edge_index.get_csc()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
@@ -15,7 +15,6 @@ from dream_pyg.errors import ConfigError, TrainingError, did_you_mean
 from dream_pyg.graph.csr import UserItems, csr_product, row_entries, row_pointer, take_rows
 from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
-from dream_pyg.nn.alignment import BehaviorModalAlignment
 from dream_pyg.nn.embeddings import embedding_rows
 from dream_pyg.nn.embeddings import xavier_embedding as xavier_embedding
 
@@ -31,25 +30,6 @@ def model_config(cls: type[ConfigT]) -> type[ConfigT]:
         frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False)
     )
     return decorate(cls)
-
-
-@model_config
-class AlignmentConfig:
-    """Behavior-Modal Alignment added to a model with two lines (Table 4 of DREAM); weights of 0 leave it as it was."""
-
-    intra_weight: NonNegativeFloat = 0.0
-    """Weight of the alignment of users with items, in each line (DREAM, Eq. 10)."""
-    inter_weight: NonNegativeFloat = 0.0
-    """Weight of the alignment of the two lines (DREAM, Eq. 11)."""
-    alignment_temperature: PositiveFloat = 0.2
-    """Temperature of both alignments."""
-    popularity_correction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How far in-batch negatives of both alignments are corrected for how often batches have them
-    (:class:`~dream_pyg.nn.alignment.NegativeWeights`). Not in the paper."""
-
-    def alignment(self) -> BehaviorModalAlignment:
-        """The module that adds the terms."""
-        return BehaviorModalAlignment(self.intra_weight, self.inter_weight, temperature=self.alignment_temperature)
 
 
 class Scorer(Protocol):

@@ -12,8 +12,8 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg import ranks
 from dream_pyg.graph.schema import ITEM, feature_modalities, mask_name
+from dream_pyg.models.added_alignment import AddedAlignment, AlignmentConfig
 from dream_pyg.models.base import (
-    AlignmentConfig,
     Batch,
     DualRepresentations,
     Embeddings,
@@ -23,7 +23,6 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
-from dream_pyg.nn.alignment import NegativeWeights
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import cosine_loss
 from dream_pyg.nn.propagation import Propagation
@@ -90,8 +89,7 @@ class BM3(Recommender):
         self.predictor = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.predictor.weight)
         self.propagation = Propagation()
-        self.alignment = self.config.alignment()
-        self.negative_weights = NegativeWeights(graph, self.config.popularity_correction)
+        self.alignment = AddedAlignment(graph, self.config, modalities)
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """The online views of users and items."""
@@ -135,11 +133,10 @@ class BM3(Recommender):
             "intra_modality": config.modality_weight * intra_modality,
             "l2": config.l2_weight * (propagated.user.norm() + propagated.item.norm()) / self.num_items,
         }
-        if config.intra_weight or config.inter_weight:
+        if config.aligns:
             modal_user, modal_item = self.modal_line(graph)
             modal_rows = modal_user[batch.user], modal_item[batch.pos_item]
-            weights = self.negative_weights(graph, batch.user, batch.pos_item)
-            terms |= self.alignment(online_user, online_item, *modal_rows, **weights)
+            terms |= self.alignment(graph, batch, online_user, online_item, *modal_rows)
         return terms
 
     def _target(self, rows: Tensor) -> Tensor:

@@ -16,12 +16,11 @@ from dream_pyg.graph.schema import (
     ITEM,
     REV_INTERACTS,
     USER,
-    count_name,
     feature_modalities,
     feature_name,
     knn_edge,
-    mask_name,
 )
+from dream_pyg.models.added_alignment import PUBLISHED_WEIGHTS
 from dream_pyg.models.base import (
     Batch,
     DualRepresentations,
@@ -37,12 +36,11 @@ from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.alignment import BehaviorModalAlignment, NegativeWeights, Precision
 from dream_pyg.nn.batch_shapes import distinct_nodes
 from dream_pyg.nn.gates import FilterGate
-from dream_pyg.nn.item_features import FeatureScaling, feature_rows, scale_projection
-from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity_signal_norm
+from dream_pyg.nn.item_features import FeatureScaling, scale_projection
+from dream_pyg.nn.losses import bpr_loss, l2_loss
 from dream_pyg.nn.propagation import Propagation, mean_of_neighbors
-from dream_pyg.nn.user_features import mean_over_items, summed_features
-
-_PAPER_WEIGHTS = {"image": 0.3, "text": 0.7}
+from dream_pyg.nn.signal import SimilaritySignal
+from dream_pyg.nn.user_features import mean_over_items
 
 
 class DREAM(Recommender):
@@ -136,7 +134,7 @@ class DREAM(Recommender):
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
         available = require_modalities(feature_modalities(graph), "DREAM")
-        self.modality_weights = fusion_weights(available, self.config.modality_weights, published=_PAPER_WEIGHTS)
+        self.modality_weights = fusion_weights(available, self.config.modality_weights, published=PUBLISHED_WEIGHTS)
         self.user_embedding = xavier_embedding(self.num_users, self.config.embedding_dim)
         self.item_embedding = xavier_embedding(self.num_items, self.config.embedding_dim)
         self.gates = nn.ModuleDict(
@@ -146,10 +144,6 @@ class DREAM(Recommender):
                 if self.config.use_gate
             }
         )
-        for modality in self.modality_weights:
-            features, has = graph[ITEM][feature_name(modality)], graph[ITEM][mask_name(modality)]
-            mean = features.sum(dim=0, dtype=torch.float32) / has.sum().clamp(min=1) * self.config.center_signal
-            self.register_buffer(f"mean_{modality}", mean, persistent=False)
         self.propagation = Propagation()
         self.negative_weights = NegativeWeights(graph, self.config.popularity_correction)
         self.alignment = BehaviorModalAlignment(
@@ -158,6 +152,14 @@ class DREAM(Recommender):
             temperature=self.config.temperature,
             normalize=self.config.normalize_alignment,
             precision=self.config.alignment_precision,
+        )
+        self.signal = SimilaritySignal(
+            graph,
+            self.modality_weights,
+            self.config.signal_weight,
+            normalize=self.config.normalize_signal,
+            center=self.config.center_signal,
+            squared=self.config.squared_signal,
         )
 
     def forward(self, graph: HeteroData) -> Embeddings:
@@ -253,32 +255,18 @@ class DREAM(Recommender):
             item_row=item_row,
             **self.negative_weights(graph, user, item),
         )
-        if config.signal_weight:
-            of_users = self._signal(graph, USER, user, modal_user.index_select(0, user_row), user_row)
-            of_items = self._signal(graph, ITEM, item, modal_item.index_select(0, item_row), item_row)
-            terms["signal"] = config.signal_weight * (of_users + of_items)
+        terms |= self.signal(
+            graph,
+            user,
+            item,
+            modal_user.index_select(0, user_row),
+            modal_item.index_select(0, item_row),
+            user_row=user_row,
+            item_row=item_row,
+        )
         if config.l2_weight:
             terms["l2"] = config.l2_weight * l2_loss(*batch.rows(*initial))
         return terms
-
-    def _signal(self, graph: HeteroData, node: str, ids: Tensor, modal: Tensor, row: Tensor) -> Tensor:
-        """Eq. 12 for the modal representation (B, D) of users or items, given by their ids and positions in these."""
-        features = []
-        for modality in self.modality_weights:
-            # A sum of n features has the direction of their mean, and n times the mean to lose.
-            if node == USER:
-                count, rows = graph[USER][count_name(modality)][ids], summed_features(graph, modality, ids)
-            else:
-                count, rows = graph[ITEM][mask_name(modality)][ids], feature_rows(graph, modality, ids)
-            features.append(self._centred(modality, rows, count))
-        signal = similarity_signal if self.config.squared_signal else similarity_signal_norm
-        weights = list(self.modality_weights.values())
-        return signal(modal, features, weights, node=row, normalize=self.config.normalize_signal)
-
-    def _centred(self, modality: str, rows: Tensor, count: Tensor) -> Tensor:
-        """Sums of features (N, F) less the mean of each of the (N,) features in a sum; the rows are overwritten."""
-        mean = self.get_buffer(f"mean_{modality}").to(rows.dtype)
-        return rows.addcmul_(count.to(rows.dtype).unsqueeze(1), mean, value=-1)
 
     def _fuse(self, graph: HeteroData, node: str, filtered: dict[str, Tensor]) -> Tensor:
         """One hop over each modality's relation graph (Eq. 6), and the weighted sum (Eq. 7)."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.schema import ITEM, REV_INTERACTS, feature_modalities, knn_edge
+from dream_pyg.models.added_alignment import AddedAlignment, AlignmentConfig
 from dream_pyg.models.base import (
-    AlignmentConfig,
     Batch,
     DualRepresentations,
     Embeddings,
@@ -22,7 +22,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
-from dream_pyg.nn.alignment import NegativeWeights, info_nce
+from dream_pyg.nn.alignment import info_nce
 from dream_pyg.nn.fusion import AttentionFusion
 from dream_pyg.nn.gates import FilterGate
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
@@ -110,8 +110,7 @@ class MGCN(Recommender):
         self.preferences = nn.ModuleDict({modality: FilterGate(dim, dim) for modality in modalities if several})
         self.attention = AttentionFusion(dim) if several else None
         self.propagation = Propagation()
-        self.alignment = self.config.alignment()
-        self.negative_weights = NegativeWeights(graph, self.config.popularity_correction)
+        self.alignment = AddedAlignment(graph, self.config, modalities)
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """The sum of behavior and fused modalities."""
@@ -174,5 +173,4 @@ class MGCN(Recommender):
             contrastive = contrastive + info_nce(modal_item, behavior_item, config.temperature)
             terms["contrastive"] = config.contrastive_weight * contrastive
         terms["l2"] = config.l2_weight * l2_loss(*rows)
-        weights = self.negative_weights(graph, batch.user, batch.pos_item)
-        return terms | self.alignment(behavior_user, behavior_item, modal_user, modal_item, **weights)
+        return terms | self.alignment(graph, batch, behavior_user, behavior_item, modal_user, modal_item)

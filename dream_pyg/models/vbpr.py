@@ -11,8 +11,8 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import USER, feature_modalities
+from dream_pyg.models.added_alignment import AddedAlignment, AlignmentConfig
 from dream_pyg.models.base import (
-    AlignmentConfig,
     Batch,
     DualRepresentations,
     Embeddings,
@@ -21,7 +21,6 @@ from dream_pyg.models.base import (
     require_modalities,
     xavier_embedding,
 )
-from dream_pyg.nn.alignment import NegativeWeights
 from dream_pyg.nn.embeddings import embedding_rows
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import bpr_loss, l2_loss
@@ -36,7 +35,7 @@ class VBPR(Recommender):
 
     .. math::
         \mathcal L = -\frac1B \sum \log \sigma(\hat y_{ui} - \hat y_{uj}) + \lambda \mathcal L_2
-        + \alpha \mathcal L_{Intra} + \beta \mathcal L_{Inter}
+        + \alpha \mathcal L_{Intra} + \beta \mathcal L_{Inter} + \gamma \mathcal L_{SSS}
 
     Scores are one inner product of concatenated parts. Several modalities have a projection each, which together are
     the one projection :math:`\mathbf E` of their concatenated features.
@@ -72,8 +71,7 @@ class VBPR(Recommender):
         self.item_embedding = xavier_embedding(self.num_items, dim)
         self.user_preference = xavier_embedding(self.num_users, dim)
         self.projections = feature_projections(graph, modalities, dim, scaling=self.config.feature_scaling, bias=False)
-        self.alignment = self.config.alignment()
-        self.negative_weights = NegativeWeights(graph, self.config.popularity_correction)
+        self.alignment = AddedAlignment(graph, self.config, modalities)
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """Both parts side by side, (U, 2D) and (I, 2D)."""
@@ -87,8 +85,8 @@ class VBPR(Recommender):
         )
 
     def receptive_field(self) -> ReceptiveField:
-        """The batch itself and its items' features."""
-        return ReceptiveField(features=tuple(self.projections))
+        """The batch itself, and the features of its items; for the signal those of its users' items as well."""
+        return ReceptiveField(features=tuple(self.projections), user_features=self.config.signal_weight > 0)
 
     def project(self, graph: HeteroData, item: Tensor | None = None) -> Tensor:
         """The modal part of all items (I, D), or of those with the given ids (B, D)."""
@@ -105,11 +103,10 @@ class VBPR(Recommender):
         user = torch.cat([behavior_user, modal_user], dim=1)
         pos_item = torch.cat([behavior_item, modal_item], dim=1)
         neg_item = torch.cat([behavior_neg, modal_neg], dim=1)
-        weights = self.negative_weights(graph, batch.user, batch.pos_item)
         return {
             "bpr": bpr_loss(user, pos_item, neg_item),
             "l2": self.config.l2_weight * l2_loss(user, pos_item, neg_item),
-            **self.alignment(behavior_user, behavior_item, modal_user, modal_item, **weights),
+            **self.alignment(graph, batch, behavior_user, behavior_item, modal_user, modal_item),
         }
 
     def _preferences(self, graph: HeteroData) -> Tensor:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from dream_pyg.data.files import read_toml
 from dream_pyg.errors import ConfigError, did_you_mean
 
-ALIGNMENT = ("intra_weight", "inter_weight", "popularity_correction")
+ALIGNMENT = ("intra_weight", "inter_weight", "signal_weight", "popularity_correction")
 """What a preset may say of the alignment that is added to a model."""
 _DIRECTORY = Path(__file__).parent
 

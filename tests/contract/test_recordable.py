@@ -84,6 +84,12 @@ def test_every_dream_is_recordable(config, graph):
     assert launches_the_same(make("dream", graph, **config), graph)
 
 
+@pytest.mark.parametrize("name", ["vbpr", "bm3", "mgcn"])
+def test_every_aligned_model_is_recordable(name, graph):
+    added = {"intra_weight": 0.1, "inter_weight": 0.2, "signal_weight": 0.3, "popularity_correction": 0.5}
+    assert launches_the_same(make(name, graph, **added), graph)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_only_what_learns_and_is_recordable_is_recorded_on_a_gpu(name, graph):
     model, cuda = make(name, graph), torch.device("cuda")

@@ -42,6 +42,7 @@ SAMPLED_MODELS = [
     (LightGCN, {"num_layers": 3}),
     (LightGCN, {"num_layers": 0}),
     (VBPR, {"intra_weight": 0.1, "inter_weight": 0.1}),
+    (VBPR, {"intra_weight": 0.1, "signal_weight": 0.3}),
     (DREAM, {}),
     (DREAM, {"use_user_graph": False, "normalize_alignment": False}),
     (DREAM, {"use_item_graph": False, "squared_signal": False}),

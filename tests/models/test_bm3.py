@@ -18,8 +18,9 @@ from tests.graphs import (
     random_dataset,
     train_matrix,
 )
+from tests.models.added_terms import added_terms, in_double_means
 from tests.models.agreement import assert_rows, assert_terms_and_gradients, double_model, parameters_of, some_triplets
-from tests.oracles import bm3, dream
+from tests.oracles import bm3
 from tests.oracles.features import projection, scaled
 
 CONFIGS = {
@@ -32,6 +33,7 @@ CONFIGS = {
     "fixed_features": {"train_features": False},
     "aligned": {"intra_weight": 0.7, "inter_weight": 0.4},
     "intra": {"intra_weight": 0.7, "alignment_temperature": 0.5},
+    "signal": {"signal_weight": 1.3},
 }
 
 
@@ -39,6 +41,7 @@ class Oracle:
     """BM3 from raw arrays and a model's parameters."""
 
     def __init__(self, dataset, config):
+        self.dataset = dataset
         self.config = config
         self.R = train_matrix(dataset)
         raw = {m: item_features(dataset, m) for m in dataset.modalities}
@@ -87,12 +90,7 @@ class Oracle:
         }
         _, (modal_user, modal_item) = self.lines(p)
         aligned = online_user, online_item, modal_user[user], modal_item[pos]
-        options = config.alignment_temperature, True, "mean"
-        if config.intra_weight:
-            expected["intra"] = config.intra_weight * dream.intra(*aligned, *options)
-        if config.inter_weight:
-            expected["inter"] = config.inter_weight * dream.inter(*aligned, *options)
-        return expected
+        return expected | added_terms(self.dataset, config, (user, pos), aligned)
 
 
 @pytest.fixture
@@ -116,6 +114,7 @@ def test_views_losses_and_gradients_are_the_equations(name, num_modalities, mask
     dataset = random_dataset(MODALITIES[:num_modalities], seed=num_modalities)
     graph = in_double(build_graph(dataset, num_neighbors=2))
     model = double_model(BM3, graph, embedding_dim=4, **CONFIGS[name])
+    in_double_means(model.alignment.signal, dataset)
     batch = some_triplets(graph)
     oracle, own = Oracle(dataset, model.config), parameters_of(model)
 
@@ -161,11 +160,13 @@ def test_a_batch_without_a_modality_has_no_loss_on_it():
 def test_alignment_is_one_switch():
     graph = in_double(build_graph(random_dataset(), num_neighbors=2))
     plain = double_model(BM3, graph, embedding_dim=3, dropout=0.0)
-    aligned = double_model(BM3, graph, embedding_dim=3, dropout=0.0, intra_weight=1.0, inter_weight=1.0)
+    aligned = double_model(
+        BM3, graph, embedding_dim=3, dropout=0.0, intra_weight=1.0, inter_weight=1.0, signal_weight=1.0
+    )
     assert plain.state_dict().keys() == aligned.state_dict().keys()
     batch = some_triplets(graph)
     without, with_alignment = plain.loss(graph, batch), aligned.loss(graph, batch)
-    assert list(with_alignment) == [*without, "intra", "inter"]
+    assert list(with_alignment) == [*without, "intra", "inter", "signal"]
     assert all(torch.equal(with_alignment[name], term) for name, term in without.items())
 
 

@@ -19,6 +19,7 @@ from dream_pyg.models import DREAM, Batch
 from dream_pyg.training.model import make_model
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import MODALITIES, in_double, item_features, random_dataset, train_matrix
+from tests.models.added_terms import default_weights, in_double_means, signal_features
 from tests.oracles import dream
 from tests.oracles.gradients import numerical_gradient
 
@@ -80,10 +81,7 @@ class Oracle:
             X, has = item_features(dataset, m)
             X_user, has_user = dream.user_features(self.R, X, has), dream.user_has(self.R, has)
             scaled = {"raw": X, "unit": dream.unit_rows(X), "rms": dream.unit_rows(X) * math.sqrt(X.shape[1])}
-            self.item_raw[m], self.user_raw[m] = X, X_user
-            if config.center_signal:  # where there are features at all
-                mean = X[has].mean(axis=0)
-                self.item_raw[m], self.user_raw[m] = (X - mean) * has[:, None], (X_user - mean) * has_user[:, None]
+            self.user_raw[m], self.item_raw[m] = signal_features(dataset, m, center=config.center_signal)
             self.item_scaled[m] = scaled[config.feature_scaling]
             self.user_scaled[m] = dream.user_features(self.R, self.item_scaled[m], has)
             self.item_graph[m] = dream.relation_graph(X, has, NUM_NEIGHBORS, include_self)
@@ -166,33 +164,19 @@ class Case:
         return {name: parameter.detach().numpy().copy() for name, parameter in self.model.named_parameters()}
 
 
-def default_weights(modalities) -> dict[str, float]:
-    """Section 4.8.2: the image weight that is best on all data sets of the paper, whose modalities are these two."""
-    return {"image": 0.3, "text": 0.7} if set(modalities) == {"image", "text"} else dict.fromkeys(modalities, 1.0)
-
-
 def make_case(modalities=("image", "text"), *, include_self=False, seed=0, **config) -> Case:
     dataset = random_dataset(modalities, seed=seed)
     graph = in_double(build_graph(dataset, num_neighbors=NUM_NEIGHBORS, include_self=include_self))
     configured = DREAM.Config(**{"embedding_dim": 4, **WEIGHTS, **config})
     torch.manual_seed(seed)
-    model = in_double_means(DREAM(graph, configured).double(), dataset)
+    model = DREAM(graph, configured).double()
+    in_double_means(model.signal, dataset, center=configured.center_signal)
     with torch.no_grad():
         for parameter in model.parameters():  # of a size at which gates and sigmoids are far from linear
             parameter.normal_()
     triplets = TripletSampler(graph).epoch(torch.Generator().manual_seed(seed))
     batch = Batch(*(part[:9] for part in triplets))
     return Case(model, graph, batch, Oracle(dataset, configured, include_self))
-
-
-def in_double_means(model: DREAM, dataset: Dataset) -> DREAM:
-    """The model with its means of features recomputed in float64, which float32 had rounded."""
-    for modality in model.modality_weights:
-        X, has = item_features(dataset, modality)
-        mean = torch.from_numpy(X[has].mean(axis=0) * model.config.center_signal)
-        torch.testing.assert_close(model.get_buffer(f"mean_{modality}"), mean, rtol=1e-6, atol=1e-6)
-        model.get_buffer(f"mean_{modality}").copy_(mean)
-    return model
 
 
 def assert_is_oracle(case: Case) -> None:

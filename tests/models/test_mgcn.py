@@ -11,6 +11,7 @@ from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.schema import ITEM, knn_edge
 from dream_pyg.models import MGCN
 from tests.graphs import MODALITIES, cosine_graph, in_double, item_features, random_dataset, train_matrix
+from tests.models.added_terms import added_terms, in_double_means
 from tests.models.agreement import assert_rows, assert_terms_and_gradients, double_model, parameters_of, some_triplets
 from tests.oracles import dream, mgcn
 from tests.oracles.features import projection, scaled
@@ -27,6 +28,7 @@ CONFIGS = {
     "no_contrastive": {"contrastive_weight": 0.0},
     "intra": {"intra_weight": 0.7},
     "aligned": {"intra_weight": 0.7, "inter_weight": 0.4, "alignment_temperature": 0.3},
+    "signal": {"intra_weight": 0.7, "signal_weight": 1.3},
 }
 
 CASES = [
@@ -39,6 +41,7 @@ class Oracle:
     """MGCN from raw arrays and a model's parameters."""
 
     def __init__(self, dataset, config, include_self):
+        self.dataset = dataset
         self.config = config
         self.R = train_matrix(dataset)
         raw = {m: item_features(dataset, m) for m in dataset.modalities}
@@ -80,12 +83,7 @@ class Oracle:
             contrastive = dream.inter(*swapped, config.temperature, True, "mean")
             expected["contrastive"] = config.contrastive_weight * contrastive
         expected["l2"] = config.l2_weight * dream.l2(*rows)
-        options = config.alignment_temperature, True, "mean"
-        if config.intra_weight:
-            expected["intra"] = config.intra_weight * dream.intra(*aligned, *options)
-        if config.inter_weight:
-            expected["inter"] = config.inter_weight * dream.inter(*aligned, *options)
-        return expected
+        return expected | added_terms(self.dataset, config, (user, pos), aligned)
 
 
 @pytest.mark.parametrize(("name", "num_modalities", "include_self"), CASES)
@@ -94,6 +92,7 @@ def test_lines_losses_and_gradients_are_the_equations(name, num_modalities, incl
     graph = cosine_graph(dataset, NUM_NEIGHBORS, include_self)
     config = {"embedding_dim": 3, "contrastive_weight": 0.6, "l2_weight": 0.2} | CONFIGS[name]
     model = double_model(MGCN, graph, **config)
+    in_double_means(model.alignment.signal, dataset)
     oracle, batch = Oracle(dataset, model.config, include_self), some_triplets(graph)
 
     behavior, modal = oracle.lines(parameters_of(model))
@@ -128,11 +127,11 @@ def test_one_modality_is_all_shared():
 def test_alignment_is_one_switch():
     graph = in_double(build_graph(random_dataset(), num_neighbors=2))
     plain = double_model(MGCN, graph, embedding_dim=3)
-    aligned = double_model(MGCN, graph, embedding_dim=3, intra_weight=1.0)
+    aligned = double_model(MGCN, graph, embedding_dim=3, intra_weight=1.0, signal_weight=1.0)
     assert plain.state_dict().keys() == aligned.state_dict().keys()
     batch = some_triplets(graph)
     without, with_alignment = plain.loss(graph, batch), aligned.loss(graph, batch)
-    assert list(with_alignment) == [*without, "intra"]
+    assert list(with_alignment) == [*without, "intra", "signal"]
     assert all(torch.equal(with_alignment[name], term) for name, term in without.items())
 
 

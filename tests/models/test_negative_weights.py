@@ -58,7 +58,8 @@ def test_every_model_that_aligns_weighs_the_nodes_of_its_batch(graph, name):
         torch.manual_seed(0)
         config = MODELS[name].Config(embedding_dim=4, popularity_correction=correction, **weights)
         model = MODELS[name](graph, config)
-        model.alignment.register_forward_pre_hook(lambda *call: told.append(call[2]), with_kwargs=True)
+        aligning = model.alignment if name == "dream" else model.alignment.alignment
+        aligning.register_forward_pre_hook(lambda *call: told.append(call[2]), with_kwargs=True)
         torch.manual_seed(0)
         terms[correction] = model.loss(graph, batch)
     assert not torch.equal(terms[0.0]["intra"], terms[1.0]["intra"])

@@ -10,6 +10,7 @@ from dream_pyg.errors import ConfigError
 from dream_pyg.graph.build import build_graph
 from dream_pyg.models import VBPR
 from tests.graphs import ITEM_WITHOUT_FEATURES, MODALITIES, in_double, item_features, random_dataset
+from tests.models.added_terms import added_terms, in_double_means
 from tests.models.agreement import assert_rows, assert_terms_and_gradients, double_model, parameters_of, some_triplets
 from tests.oracles import dream, vbpr
 from tests.oracles.features import scaled
@@ -21,6 +22,7 @@ CONFIGS = {
     "aligned": {"intra_weight": 0.7, "inter_weight": 0.4},
     "intra": {"intra_weight": 0.7, "alignment_temperature": 0.5},
     "inter": {"inter_weight": 0.4},
+    "signal": {"signal_weight": 1.3},
 }
 
 
@@ -36,16 +38,11 @@ def oracle_of(dataset, config):
         gamma_user, theta_user, gamma_item, theta_item = parts(p)
         wide_user, wide_item = np.hstack([gamma_user, theta_user]), np.hstack([gamma_item, theta_item])
         aligned = gamma_user[user], gamma_item[pos], theta_user[user], theta_item[pos]
-        options = config.alignment_temperature, True, "mean"
         expected = {
             "bpr": vbpr.bpr(vbpr.scores(*parts(p)), user, pos, neg),
             "l2": config.l2_weight * dream.l2(wide_user[user], wide_item[pos], wide_item[neg]),
         }
-        if config.intra_weight:
-            expected["intra"] = config.intra_weight * dream.intra(*aligned, *options)
-        if config.inter_weight:
-            expected["inter"] = config.inter_weight * dream.inter(*aligned, *options)
-        return expected
+        return expected | added_terms(dataset, config, (user, pos), aligned)
 
     return parts, terms
 
@@ -57,6 +54,7 @@ def test_scores_loss_and_gradients_are_the_equations(name, num_modalities):
     dataset = random_dataset(MODALITIES[:num_modalities], seed=num_modalities)
     graph = in_double(build_graph(dataset, num_neighbors=2))
     model = double_model(VBPR, graph, embedding_dim=3, **CONFIGS[name])
+    in_double_means(model.alignment.signal, dataset)
     batch = some_triplets(graph)
     parts, terms = oracle_of(dataset, model.config)
 
@@ -80,11 +78,11 @@ def test_an_item_without_features_is_scored_by_its_id_alone():
 def test_alignment_is_one_switch():
     graph = in_double(build_graph(random_dataset(), num_neighbors=2))
     plain = double_model(VBPR, graph, embedding_dim=3)
-    aligned = double_model(VBPR, graph, embedding_dim=3, intra_weight=1.0, inter_weight=1.0)
+    aligned = double_model(VBPR, graph, embedding_dim=3, intra_weight=1.0, inter_weight=1.0, signal_weight=1.0)
     assert plain.state_dict().keys() == aligned.state_dict().keys()
     batch = some_triplets(graph)
     without, with_alignment = plain.loss(graph, batch), aligned.loss(graph, batch)
-    assert list(with_alignment) == [*without, "intra", "inter"]
+    assert list(with_alignment) == [*without, "intra", "inter", "signal"]
     assert all(torch.equal(with_alignment[name], term) for name, term in without.items())
 
 

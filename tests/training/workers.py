@@ -29,7 +29,7 @@ from dream_pyg.training import preparation, trainer
 from dream_pyg.training.model import make_model
 from tests.graphs import in_double, interaction_graph
 
-ALIGNED = {"intra_weight": 0.1, "inter_weight": 0.2}
+ALIGNED = {"intra_weight": 0.1, "inter_weight": 0.2, "signal_weight": 0.3}
 SHARDED = {"shard_tables": True}
 ALL_NEIGHBORS = {"sampling": {"interactions": (-1, -1), "relations": -1, "features": -1}}
 """Sampled graphs that leave nothing to chance, which is another in each process."""
