@@ -221,6 +221,27 @@ def test_pairs_and_few_items_score_as_in_the_whole(kind, seed, num_users, num_it
     assert (rounding <= 1e-4).all()
 
 
+def summed_in_order(products: np.ndarray) -> np.ndarray:
+    """Sums over the last axis in float32, one number after the other, the worst that a processor may do."""
+    return np.add.accumulate(products.astype(np.float32), axis=-1)[..., -1]
+
+
+def test_scores_of_many_summands_are_no_further_off_than_is_said():
+    generator, size = np.random.default_rng(0), 4096
+    user, item = (torch.from_numpy(generator.random((n, size), dtype=np.float32)) for n in (3, 5))
+    embeddings = Embeddings(user, item)
+    history = UserItems.from_pairs(torch.stack([torch.zeros(size, dtype=torch.long), torch.arange(size)]), 1)
+    weights = ItemWeights(history, torch.from_numpy(generator.random((size, 5), dtype=np.float32)))
+    for scorer, summands in (
+        (embeddings, user.numpy()[:, None] * item.numpy()),
+        (weights, weights.weight.numpy().T[None]),
+    ):
+        off = np.abs(summed_in_order(summands) - summands.astype(np.float64).sum(axis=-1)).max(axis=1)
+        said = scorer.rounding(torch.arange(len(summands))).numpy()
+        assert (off <= said).all()
+        assert (off > said / size).all()  # so that as many summands matter
+
+
 @settings(deadline=None)
 @given(SCORERS, SEEDS, st.integers(1, 7), st.integers(2, 30), st.integers(1, 12), st.integers(1, 8), st.integers(1, 40))
 def test_who_cannot_hit_has_no_wanted_item_in_the_top(

@@ -13,7 +13,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
-from dream_pyg.graph.csr import row_entries
+from dream_pyg.graph.csr import row_entries, row_pointer
 from dream_pyg.graph.schema import (
     INTERACTS,
     ITEM,
@@ -126,14 +126,21 @@ class NeighborSampler:
         self.fan_outs = fan_outs
         self._pointers: dict[EdgeType, Ids] = {}
         self._sources: dict[EdgeType, Ids] = {}
+        self._positions: dict[EdgeType, Ids] = {}
         for edge_type in (
             *((INTERACTS, REV_INTERACTS) if field.num_hops else ()),
-            *((REV_INTERACTS,) if field.user_features else ()),
             *(knn_edge(ITEM, modality) for modality in field.item_knn),
             *(knn_edge(USER, modality) for modality in field.user_knn),
         ):
             (pointer, source), _ = graph[edge_type].edge_index.get_csc()
             self._pointers[edge_type], self._sources[edge_type] = pointer.numpy(), source.numpy()
+        for modality in field.features if field.user_features else ():
+            # Of the items of a user only those that have the modality can stand for the others.
+            (pointer, source), _ = graph[REV_INTERACTS].edge_index.get_csc()
+            has, edge_type = graph[ITEM][mask_name(modality)][source], describes_edge(modality)
+            self._pointers[edge_type] = row_pointer(has)[pointer].numpy()
+            self._sources[edge_type] = source[has].numpy()
+            self._positions[edge_type] = has.nonzero().squeeze(1).numpy()
         self._met = {node: _Met(int(graph[node].num_nodes)) for node in (USER, ITEM)}
         senders = {
             ITEM: dict.fromkeys((*field.item_knn, *field.features)),
@@ -168,7 +175,9 @@ class NeighborSampler:
                 users, items = self._senders[USER, modality], self._senders[ITEM, modality]
                 wanted = _wanted(sender_mentions[USER, modality], self.fan_outs.features)
                 # The senders among items go on to be what is described.
-                edges[describes_edge(modality)] = self._draw(REV_INTERACTS, users.ids(), wanted, items, random)
+                edges[describes_edge(modality)] = self._draw(
+                    describes_edge(modality), users.ids(), wanted, items, random
+                )
             described = {modality: self._senders[ITEM, modality].ids() for modality in self.field.features}
             if self.field.relations_after_hops:
                 mentions, num_within = inner_mentions, [{node: len(met[node]) for node in met}]
@@ -249,7 +258,10 @@ class NeighborSampler:
         pointer = self._pointers[edge_type]
         own, nth, stride = _systematic(pointer[node + 1] - pointer[node], wanted, random)
         edge = pointer[node][own] + nth
-        return DrawnEdges(sources.add(self._sources[edge_type][edge]), own, edge, stride)
+        source = sources.add(self._sources[edge_type][edge])
+        if edge_type in self._positions:
+            edge = self._positions[edge_type][edge]
+        return DrawnEdges(source, own, edge, stride)
 
     def _draw_relation(
         self, edge_type: EdgeType, wanted: Ids, senders: _Met, random: np.random.Generator
@@ -311,8 +323,7 @@ def sampled_graph(graph: HeteroData, neighborhood: Neighborhood) -> HeteroData:
             index = _index(neighborhood.edges[edge_type])
             size = len(item), len(neighborhood.senders[USER, modality])
             sampled[edge_type].edge_index = EdgeIndex(index, sparse_size=size, sort_order="col")
-            has = sampled[ITEM][mask_name(modality)].index_select(0, index[0])
-            sampled[USER][count_name(modality)] = torch.bincount(index[1][has], minlength=size[1])
+            sampled[USER][count_name(modality)] = torch.bincount(index[1], minlength=size[1])
     return sampled
 
 

@@ -58,7 +58,7 @@ class Scorer(Protocol):
         """The scores of single pairs of a user (N,) and an item (N,), summed in any order (N,)."""
 
     def only(self, item: Tensor) -> Self:
-        """What scores the same users for these few items alone (N,), in this order."""
+        """What scores the same users for these few items alone (N,), none of them twice, in this order."""
 
     def rounding(self, user: Tensor) -> Tensor:
         """How far a score of each of these users (B,) may be from what it is without rounding (B,)."""
@@ -236,8 +236,9 @@ class Requirements(NamedTuple):
 class Recommender(nn.Module):
     """A model that turns a graph into user and item embeddings, or into something else that scores.
 
-    The graph is an argument of every method and never model state: sizes and feature widths are read from it when
-    the model is made, everything else each time.
+    The graph is an argument of every method and never model state: sizes, feature widths, and what some models compute
+    once and for all (means, degrees, a graph of users) come from the one that the model is made for, everything else is
+    read each time.
 
     Args:
         graph: The graph whose nodes the model will embed.

@@ -47,12 +47,12 @@ class BM3(Recommender):
     Scores are :math:`\tilde{\mathbf h}_u \cdot \tilde{\mathbf h}_i`.
 
     Note:
-        Fidelity: representations, views, the three losses and the score are EXACT (one minus the cosine in place of
-        its negative, a constant apart); weight :math:`\mu = 2`, one layer and dropout 0.5 are those the authors
-        published for Baby. As in their code, :math:`\mathcal L_2` is the norm of all :math:`\mathbf h_u` plus that of
-        all :math:`\mathbf h_i`, over the number of items (squares of the batch's rows, as elsewhere, would weigh on
-        popular items), and features are trained on as parameters. CHOSEN: dropout masks are drawn for each row of the
-        batch; an item that lacks a modality is left out of its two losses.
+        Fidelity: representations, views, the three losses and the score are EXACT (one minus the cosine in place of its
+        negative, a constant apart); weight :math:`\mu = 2`, one layer and dropout 0.5 are those the authors published
+        for Baby. As in their code, :math:`\mathcal L_2` is the norm of all :math:`\mathbf h_u` plus that of all
+        :math:`\mathbf h_i`, over the number of items (squares of the batch's rows, as elsewhere, would weigh on popular
+        items), and features are trained on as parameters. CHOSEN: features begin in rows of norm 1, theirs unscaled;
+        dropout masks are drawn for each row of the batch; an item that lacks a modality is left out of its two losses.
         UNKNOWN: what DREAM's authors aligned, for users of BM3 have no modal representation; here the lines are the
         online views of LightGCN and of the mean over modalities, a user's being the mean of the train items'.
     """

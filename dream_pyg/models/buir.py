@@ -34,7 +34,8 @@ class BUIR(Recommender):
     product, of :math:`[q(\mathbf h_u), \mathbf h_u]` and :math:`[\mathbf h_i, q(\mathbf h_i)]`.
 
     The target is state of the model. It begins as a copy in the first :meth:`loss` in training mode, and each further
-    one first catches up with the step since; :meth:`forward`, and anything in evaluation mode, changes nothing.
+    one, before which there must have been one step, first catches up with that; :meth:`forward`, and anything in
+    evaluation mode, changes nothing.
 
     Note:
         Fidelity: encoders, loss, score, momentum 0.995, three layers and the share of interactions left out, drawn for

@@ -66,13 +66,14 @@ class DREAM(Recommender):
 
     Note:
         Fidelity, by field of :class:`Config`. EXACT: ``embedding_dim``, ``num_layers``, ``temperature``, the value of
-        ``l2_weight``, the additive fusion. CHOSEN by measurement: ``gate_input``, ``feature_scaling``,
+        ``l2_weight``, the additive fusion. CHOSEN by measurement: ``feature_scaling``,
         ``normalize_alignment``, ``normalize_signal``, ``center_signal``, ``squared_signal``, and batch means in place
         of sums; and the target of Eq. 12, which is the weighted mean over modalities of the cosines of their raw
         features, where the paper multiplies weighted sums over modalities, whose features must have one width then; L2
         is on the batch's ID embeddings, per example; an item or user that lacks a modality has zeros there, and the
-        others weigh no more for it. UNKNOWN in the paper: the three loss weights and the number of neighbours; the
-        defaults were chosen on validation.
+        others weigh no more for it. UNKNOWN in the paper: the three loss weights and the number of neighbours, whose
+        defaults were chosen on validation, and ``gate_input``, by default as in MGCN, whose gate it is; the other
+        reading measures better in DREAM, and the presets ``paper`` and ``baby`` have it.
     """
 
     @model_config
@@ -124,6 +125,11 @@ class DREAM(Recommender):
         (:class:`~dream_pyg.nn.alignment.NegativeWeights`). Not in the paper."""
         alignment_precision: Precision = "auto"
         """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
+
+    @classmethod
+    def reads_features(cls, config: Any) -> bool:
+        """For the gates and for the signal."""
+        return bool(config.use_gate or config.signal_weight)
 
     @classmethod
     def requirements(cls, config: Any) -> Requirements:
@@ -178,14 +184,14 @@ class DREAM(Recommender):
         return "with user_modal = 'items' it reads more than a batch's neighbours" if reads_more else None
 
     def receptive_field(self) -> ReceptiveField:
-        """The behavior line's hops, and a hop over each relation graph from nodes with features."""
+        """The behavior line's hops, a hop over each relation graph, and the features of what passes it."""
         modalities = tuple(self.modality_weights)
         return ReceptiveField(
             num_hops=self.config.num_layers,
             item_knn=modalities if self.config.use_item_graph else (),
             user_knn=modalities if self.config.use_user_graph else (),
-            features=modalities,
-            user_features=True,
+            features=modalities if self.reads_features(self.config) else (),
+            user_features=self.reads_features(self.config),
             relations_after_hops=self.config.gate_input == "propagated",
         )
 

@@ -76,14 +76,15 @@ class DualGNN(Recommender):
     saved nor learned.
 
     Note:
-        Fidelity: EXACT to the authors' code, which is what this follows: encoders, layers, fusion by weighted sum,
-        K = 40, softmax and the shape of the L2 term; dropped modalities, which that code prepares, it never uses.
-        CHOSEN: the natural logarithm in place of the binary one, which scales :math:`\lambda` by 0.69; every user
-        begins with equal weights, the authors' are equal but for a little noise; a user with fewer than K neighbours
-        has the softmax over those there are, where the authors repeat some of them at random until there are K; an
-        item that lacks a modality begins it at zero; :math:`\lambda` is the middle of the range that public re-runs
-        search. One modality alone is not weighed. MMRec's implementation, which tables are made with, adds the second
-        modality of users to the first in place before it weighs them, which the authors' does not.
+        Fidelity: EXACT to the authors' code, which is what this follows: encoders, layers, fusion by weighted sum, K =
+        40, softmax and the shape of the L2 term; dropped modalities, which that code prepares, it never uses. CHOSEN:
+        features are in rows of norm 1, theirs are unscaled; the natural logarithm in place of the binary one, which
+        scales :math:`\lambda` by 0.69; every user begins with equal weights, the authors' are equal but for a little
+        noise; a user with fewer than K neighbours has the softmax over those there are, where the authors repeat some
+        of them at random until there are K; an item that lacks a modality begins it at zero; :math:`\lambda` is the
+        middle of the range that public re-runs search. One modality alone is not weighed. MMRec's implementation, which
+        tables are made with, adds the second modality of users to the first in place before it weighs them, which the
+        authors' does not.
     """
 
     @model_config

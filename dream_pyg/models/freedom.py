@@ -52,18 +52,20 @@ class FREEDOM(Recommender):
 
     .. math::
         \mathcal L = -\frac1B \sum \log \sigma(\mathbf h_u \cdot (\mathbf h_i - \mathbf h_j))
-        - \lambda \sum_m \frac1B \sum \log \sigma(\mathbf h_u \cdot (\mathbf h_{m,i} - \mathbf h_{m,j}))
+        - \lambda \sum_m \frac1{B_m} \sum \log \sigma(\mathbf h_u \cdot (\mathbf h_{m,i} - \mathbf h_{m,j}))
 
-    Training propagates over a share of the interactions, drawn without replacement with probability proportional to
-    :math:`1 / \sqrt{d_u d_i}` and normalised again; scores :math:`\mathbf h_u \cdot \mathbf h_i` come from them all.
-    The fused graph is never built: each of its hops is the weighted sum of the modalities' hops.
+    with :math:`B_m` the number of triplets whose items have the modality. Training propagates over a share of the
+    interactions, drawn without replacement with probability proportional to :math:`1 / \sqrt{d_u d_i}` and normalised
+    again; scores :math:`\mathbf h_u \cdot \mathbf h_i` come from them all. The fused graph is never built: each of its
+    hops is the weighted sum of the modalities' hops.
 
     Note:
         Fidelity: both graphs, the pruning and the losses are EXACT, if the graph was built with self as one of the
         neighbours (``include_self``), which is how the authors build it. The projection has no bias, as one would
         cancel. The weight of images, the layers and the absence of L2 are the authors' own. CHOSEN: features are
-        inputs, while the authors' code trains them on as parameters; a triplet counts for a modality if both its
-        items have it; :math:`\lambda` and the pruned share are each one end of the range that the authors search.
+        inputs in rows of norm 1, while the authors' code trains them on as parameters, unscaled; a triplet counts for a
+        modality if both its items have it; :math:`\lambda` and the pruned share are each one end of the range that the
+        authors search.
     """
 
     @model_config

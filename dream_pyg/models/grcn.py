@@ -58,9 +58,10 @@ class GRCN(Recommender):
     Note:
         Fidelity: attention, confidence, pruning, both convolutions, fusion by concatenation, three rounds and two
         layers are EXACT to the authors' code. Routing is that of the paper: in their code, as in MMRec's, the rounds
-        change nothing, since messages run from users to items there and prototypes receive none
-        (``num_routings=0`` does the same). CHOSEN: L2 is on the batch's ID embeddings and preferences, per example; an
-        item that lacks a modality is zero in it, so users attend to it as to an unrelated one.
+        change nothing, since messages run from users to items there and prototypes receive none (``num_routings=0``
+        does the same). CHOSEN: features are in rows of norm 1, theirs are unscaled; L2 is on the batch's ID embeddings
+        and preferences, per example; an item that lacks a modality is zero in it, so users attend to it as to an
+        unrelated one.
     """
 
     @model_config

@@ -57,11 +57,11 @@ class LATTICE(Recommender):
         before the weighted sum, as the paper writes, while the authors' code normalises the sum; the similarity of
         mined neighbours gets a gradient in every batch, while the authors' code trains the graph in the first batch of
         an epoch and detaches it for the others; negative cosines, whose root has no meaning, count as 0; LightGCN is
-        that of its own paper, while the authors' code adds self-loops and divides by the row sum; features are inputs,
-        while the authors' code trains them on as parameters; an item that lacks a modality has no neighbours there, nor
-        more weight on those of the others; the weight of L2 is one of the values that public re-runs search. The
-        authors train with a learning rate that decays by 0.96 every 50 epochs, which is an option of the training
-        (``training.learning_rate_decay=0.96``), not of the model.
+        that of its own paper, while the authors' code adds self-loops and divides by the row sum; features are inputs
+        in rows of norm 1, while the authors' code trains them on as parameters, unscaled; an item that lacks a modality
+        has no neighbours there, nor more weight on those of the others; the weight of L2 is one of the values that
+        public re-runs search. The authors train with a learning rate that decays by 0.96 every 50 epochs, which is an
+        option of the training (``training.learning_rate_decay=0.96``), not of the model.
     """
 
     @model_config

@@ -64,14 +64,14 @@ class MGCN(Recommender):
 
     Note:
         Fidelity: purifier, views, fuser, loss, temperature 0.2 and weights are EXACT to the authors' code, if the graph
-        was built with self as one of the neighbours (``include_self``). The paper writes the fusion as
-        :math:`\mathbf E_s + \frac1M \sum_m \tilde{\mathbf E}_m`: ``fusion="shared_plus_mean"``. The authors train with
-        a learning rate that decays by 0.96 every 50 epochs, which is an option of the training
-        (``training.learning_rate_decay=0.96``), not of the model; re-runs without it fell well short of the paper.
-        CHOSEN: features are inputs, while the authors' code trains them on as parameters; negative cosines, whose root
-        has no meaning, count as 0; an item that lacks a modality has a view of zeros there, which is fused like any
-        other. DREAM's authors add only intra-alignment here, as :math:`\mathcal L_C` is like inter-alignment; UNKNOWN
-        is where, here between users and items of :math:`\bar{\mathbf E}_{id}` and of :math:`\mathbf E_{mul}`.
+        was built with self as one of the neighbours (``include_self``). The paper writes the fusion as :math:`\mathbf
+        E_s + \frac1M \sum_m \tilde{\mathbf E}_m`: ``fusion="shared_plus_mean"``. The authors train with a learning rate
+        that decays by 0.96 every 50 epochs, which is an option of the training (``training.learning_rate_decay=0.96``),
+        not of the model; re-runs without it fell well short of the paper. CHOSEN: features are inputs in rows of norm
+        1, while the authors' code trains them on as parameters, unscaled; negative cosines, whose root has no meaning,
+        count as 0; an item that lacks a modality has a view of zeros there, which is fused like any other. DREAM's
+        authors add only intra-alignment here, as :math:`\mathcal L_C` is like inter-alignment; UNKNOWN is where, here
+        between users and items of :math:`\bar{\mathbf E}_{id}` and of :math:`\mathbf E_{mul}`.
     """
 
     @model_config

@@ -53,8 +53,9 @@ class MICRO(LATTICE):
         which are options of the training, not of the model. CHOSEN: :math:`\mathcal I_m` are the batch's different
         positive items that have the modality, while the authors contrast all items in every batch; the similarity of
         mined neighbours gets a gradient in every batch, theirs in the first of an epoch; negative cosines, whose root
-        has no meaning, count as 0; LightGCN is that of its own paper; features are inputs, while the authors' code
-        trains them on as parameters. One modality alone has nothing to fuse, by attention or by contrast.
+        has no meaning, count as 0; LightGCN is that of its own paper; features are inputs in rows of norm 1, while the
+        authors' code trains them on as parameters, unscaled. One modality alone has nothing to fuse, by attention or by
+        contrast.
     """
 
     recordable = False  # A batch has more or fewer different items with a modality.

@@ -46,11 +46,11 @@ class MMGCN(Recommender):
     Note:
         Fidelity: aggregation, both combinations and BPR are EXACT; biases, unit rows before the first layer, three
         layers, a width of 256 before them and the mean over modalities, which the paper sums, follow MMRec's
-        implementation. That one means to add but tests a string that is always true, so tables made with it
-        concatenate (``combination="concat"``); it also leaves ID embeddings and preferences as they begin
-        (``train_embeddings=False``), which the paper trains, as here. CHOSEN: every modality is projected to that
-        width, there only images; L2 is on the batch's ID embeddings and preferences, per example; the row of an item
-        that lacks a modality begins as zero.
+        implementation. That one means to add but tests a string that is always true, so tables made with it concatenate
+        (``combination="concat"``); it also leaves ID embeddings and preferences as they begin
+        (``train_embeddings=False``), which the paper trains, as here. CHOSEN: features are in rows of norm 1; every
+        modality is projected to that width, there only images; L2 is on the batch's ID embeddings and preferences, per
+        example; the row of an item that lacks a modality begins as zero.
     """
 
     @model_config

@@ -48,11 +48,11 @@ class SLMRec(Recommender):
 
     Note:
         Fidelity: encoders, fusion, chain of spaces, both losses and temperatures 0.2, :math:`\alpha` = 0.1 and three
-        layers are EXACT to the authors' code, with modalities in the graph's order (theirs: visual, acoustic,
-        textual); :math:`\mathbf B_m` has no bias, as one would cancel. MMRec's, for two modalities, leaves the map of
-        the absent third in the chain, one more linear map in a row. CHOSEN: L2 is ours on the batch's ID embeddings,
-        theirs is Adam's weight decay on everything; an item that lacks a modality begins as zero in it. The paper's
-        other two tasks, feature dropout and feature masking, are left out.
+        layers are EXACT to the authors' code, with modalities in the graph's order (theirs: visual, acoustic, textual);
+        :math:`\mathbf B_m` has no bias, as one would cancel. MMRec's, for two modalities, leaves the map of the absent
+        third in the chain, one more linear map in a row. CHOSEN: features are in rows of norm 1, theirs are unscaled;
+        L2 is ours on the batch's ID embeddings, theirs is Adam's weight decay on everything; an item that lacks a
+        modality begins as zero in it. The paper's other two tasks, feature dropout and feature masking, are left out.
     """
 
     @model_config

@@ -41,12 +41,12 @@ class VBPR(Recommender):
     the one projection :math:`\mathbf E` of their concatenated features.
 
     Note:
-        Fidelity: the score but for its biases, and the objective, are EXACT. CHOSEN: no item bias and no visual bias
-        (:math:`\beta_i` and :math:`\boldsymbol\beta' \cdot \mathbf f_i` of Eq. 4), more modalities than images, and L2
-        on all that is multiplied, projected features too, as in the implementation behind the field's tables; there
-        the norms are not squared, so its weights are not ours. UNKNOWN: what DREAM's authors aligned; here the lines
-        are :math:`\boldsymbol\gamma` and :math:`\boldsymbol\theta`. An item without features has
-        :math:`\boldsymbol\theta_i = 0`.
+        Fidelity: the score but for its biases, and the objective, are EXACT. CHOSEN: features in rows of norm 1, no
+        item bias and no visual bias (:math:`\beta_i` and :math:`\boldsymbol\beta' \cdot \mathbf f_i` of Eq. 4), more
+        modalities than images, and L2 on all that is multiplied, projected features too, as in the implementation
+        behind the field's tables; there the norms are not squared, so its weights are not ours. UNKNOWN: what DREAM's
+        authors aligned; here the lines are :math:`\boldsymbol\gamma` and :math:`\boldsymbol\theta`. An item without
+        features has :math:`\boldsymbol\theta_i = 0`.
     """
 
     @model_config

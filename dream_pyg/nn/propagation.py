@@ -25,9 +25,9 @@ class Propagation(MessagePassing):
         \frac{\partial \mathcal L}{\partial w_{ji}}
         = \mathbf x_j \cdot \frac{\partial \mathcal L}{\partial \mathbf x^{\prime}_i}
 
-    Messages are not materialised: an :class:`~torch_geometric.EdgeIndex` sorted by target is a CSR matrix of a product,
-    and backward multiplies by its transpose, whose index the ``EdgeIndex`` caches. Any other ``edge_index`` takes PyG's
-    gather-scatter path with the same result.
+    Messages are not materialised: an :class:`~torch_geometric.EdgeIndex` that is sorted by target and knows its sizes
+    is a CSR matrix of a product, and backward multiplies by its transpose, whose index it caches. Any other
+    ``edge_index`` takes PyG's gather-scatter path with the same result.
 
     Shapes:
         - **input:** source features :math:`(|V_s|, D)`, edge indices :math:`(2, |E|)`, weights :math:`(|E|)`
@@ -51,7 +51,11 @@ class Propagation(MessagePassing):
         Returns:
             Target rows (T, D).
         """
-        size = (x.size(0), x.size(0) if num_targets is None else num_targets)
+        known = edge_index.sparse_size() if isinstance(edge_index, EdgeIndex) else (None, None)
+        default = x.size(0) if known[1] is None else known[1]
+        size = (x.size(0), default if num_targets is None else num_targets)
+        if isinstance(edge_index, EdgeIndex) and known != size:
+            edge_index = edge_index.as_tensor()
         return self.propagate(edge_index, x=x, edge_weight=edge_weight, size=size)
 
     def message(self, x_j: Tensor, edge_weight: Tensor) -> Tensor:
@@ -86,24 +90,20 @@ class _SparseProduct(torch.autograd.Function):
     def forward(ctx: Any, edge_index: EdgeIndex, edge_weight: Tensor, x: Tensor) -> Tensor:
         ctx.edge_index = edge_index
         ctx.save_for_backward(edge_weight, x if ctx.needs_input_grad[1] else None)
-        (colptr, row), perm = edge_index.get_csc()
+        (colptr, row), _ = edge_index.get_csc()  # sorted by target, or PyG would not have fused
         num_sources, num_targets = edge_index.get_sparse_size()
-        return csr_product(colptr, row, _permuted(edge_weight, perm), (num_targets, num_sources), x)
+        return csr_product(colptr, row, edge_weight, (num_targets, num_sources), x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
         edge_weight, x = ctx.saved_tensors
         weight_grad = x_grad = None
         if ctx.needs_input_grad[1]:
-            (colptr, row), perm = ctx.edge_index.get_csc()
-            product = sampled_product(colptr, row, grad, x)
-            weight_grad = product if perm is None else torch.empty_like(product).index_copy_(0, perm, product)
+            (colptr, row), _ = ctx.edge_index.get_csc()
+            weight_grad = sampled_product(colptr, row, grad, x)
         if ctx.needs_input_grad[2]:
             (rowptr, col), perm = ctx.edge_index.get_csr()
             size = ctx.edge_index.get_sparse_size()
-            x_grad = csr_product(rowptr, col, _permuted(edge_weight, perm), size, grad)
+            weight = edge_weight if perm is None else edge_weight.index_select(0, perm)
+            x_grad = csr_product(rowptr, col, weight, size, grad)
         return None, weight_grad, x_grad
-
-
-def _permuted(edge_weight: Tensor, perm: Tensor | None) -> Tensor:
-    return edge_weight if perm is None else edge_weight.index_select(0, perm)

@@ -32,6 +32,7 @@ from dream_pyg.graph.schema import (
 from dream_pyg.models import BPR, DREAM, VBPR, Batch, LightGCN
 from dream_pyg.models.lightgcn import propagate_interactions
 from dream_pyg.nn.propagation import Propagation
+from dream_pyg.nn.user_features import mean_over_items
 from tests.graphs import in_double, random_dataset
 
 ALL = FanOuts((-1, -1, -1), -1, -1)
@@ -47,6 +48,8 @@ SAMPLED_MODELS = [
     (DREAM, {"use_user_graph": False, "normalize_alignment": False}),
     (DREAM, {"use_item_graph": False, "squared_signal": False}),
     (DREAM, {"use_gate": False, "num_layers": 1}),
+    (DREAM, {"use_gate": False, "signal_weight": 0.0}),
+    (DREAM, {"use_gate": False, "signal_weight": 0.0, "use_item_graph": False}),
     (DREAM, {"num_layers": 0}),
     (DREAM, {"gate_input": "propagated"}),
     (DREAM, {"gate_input": "propagated", "use_user_graph": False, "num_layers": 3}),
@@ -144,7 +147,10 @@ def test_edges_are_edges_of_the_graph_and_none_comes_twice(graph, batch):
         assert np.array_equal(whole[:, drawn.edge], [source, target])
         assert len(np.unique(drawn.edge)) == len(drawn.edge)
         assert (np.diff(drawn.target) >= 0).all()
-        degree = np.bincount(whole[1], minlength=graph[edge_type[2]].num_nodes)
+        counted = whole[1]
+        if edge_type not in graph.edge_types:  # Only items that have the modality stand for a user.
+            counted = counted[graph[ITEM][mask_name(edge_type[1].split("_")[0])].numpy()[whole[0]]]
+        degree = np.bincount(counted, minlength=graph[edge_type[2]].num_nodes)
         assert (np.bincount(target, minlength=len(degree))[target] >= np.minimum(degree, fan_out)[target]).all()
         total = np.bincount(target, drawn.scale, minlength=len(degree))
         np.testing.assert_allclose(total[target], degree[target])
@@ -233,6 +239,28 @@ def test_two_hops_over_drawn_neighbours_are_unbiased(graph):
     error = (draws_of.mean(dim=0) - torch.cat([*whole])).abs()
     assert (error <= 5 * draws_of.std(dim=0) / math.sqrt(len(draws)) + 1e-12).all()
     assert (draws_of.std(dim=0) > 0.01).any()
+
+
+def test_a_user_is_the_mean_of_drawn_items_that_have_the_modality(graph):
+    """Whatever the number drawn: the mean over draws is that over the user's items, of which some lack the image."""
+    item = graph[ITEM].x_image
+    has_user = graph[USER].count_image > 0
+    lacking = graph[INTERACTS][label_name("train")][0][~graph[ITEM].has_image[graph[INTERACTS].edge_index[1]]]
+    assert has_user[lacking].any()
+    whole = mean_over_items(Propagation(), graph, "image", item)
+    field = ReceptiveField(features=("image",), user_features=True)
+    everyone, random = torch.arange(graph[USER].num_nodes), np.random.default_rng(0)
+    for fan_out in (1, 2):
+        sampler = NeighborSampler(graph, field, FanOuts((), -1, fan_out))
+        draws = []
+        for _ in range(400):
+            sampled = sampled_graph(graph, sampler.draw(everyone, torch.arange(0), random))
+            assert torch.equal(sampled[USER].count_image > 0, has_user)
+            draws.append(mean_over_items(Propagation(), sampled, "image", sampled[ITEM].x_image))
+        draws_of = torch.stack(draws)
+        error = (draws_of.mean(dim=0) - whole).abs()
+        assert (error <= 5 * draws_of.std(dim=0) / math.sqrt(len(draws)) + 1e-12).all()
+        assert (draws_of.std(dim=0) > 0.01).any()
 
 
 @pytest.mark.parametrize(("model_class", "options"), SAMPLED_MODELS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.build import build_graph
@@ -70,3 +71,15 @@ def test_refuses_a_graph_without_features_and_unknown_modalities():
         AddEASE(build_graph(random_dataset(()), num_neighbors=2))
     with pytest.raises(ConfigError, match=r"'txt'.*Did you mean 'text'"):
         AddEASE(build_graph(random_dataset(), num_neighbors=2), AddEASE.Config(modality_weights={"txt": 1.0}))
+
+
+def test_weights_of_float32_features_are_solved_in_float64():
+    """Items that others reproduce almost: of 1 - |z|^2, which is 1e-4, float32 would leave three digits."""
+    dataset = random_dataset(MODALITIES[:1], seed=3)
+    options = {"l2_weight": 2.0, "feature_l2_weight": 1e-4, "feature_share": 1.0}
+    model = AddEASE(build_graph(dataset, num_neighbors=2), AddEASE.Config(**options))
+    model.fit(build_graph(dataset, num_neighbors=2))
+    features = [ease.unit_features(*item_features(dataset, "image"), center=True)]
+    expected = ease.add_ease(train_matrix(dataset), features, [1.0], l2=2.0, feature_l2=1e-4, share=1.0)
+    assert model.weight.dtype == torch.float32
+    np.testing.assert_allclose(model.weight, expected, rtol=1e-5, atol=1e-5)

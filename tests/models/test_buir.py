@@ -154,3 +154,18 @@ def test_negatives_are_not_used():
     other = Batch(batch.user, batch.pos_item, batch.neg_item.flip(0))
     for name, term in model.loss(graph, batch).items():
         assert term == model.loss(graph, other)[name]
+
+
+def test_edges_are_dropped_in_training_alone_and_in_shares_up_to_the_largest(monkeypatch):
+    graph = build_graph(random_dataset(()), num_neighbors=2)
+    model, batch, shares = BUIR(graph), some_triplets(graph), []
+    original = F.dropout
+    monkeypatch.setattr(F, "dropout", lambda weight, share: shares.append(share) or original(weight, share))
+    model.eval()
+    model.loss(graph, batch)
+    assert shares == []
+    model.train()
+    for _ in range(100):
+        model.loss(graph, batch)
+    assert 0 <= min(shares) < 0.02
+    assert 0.18 < max(shares) <= 0.2

@@ -183,3 +183,13 @@ def test_refuses_what_the_graph_lacks():
     graph = build_graph(random_dataset(), num_neighbors=2)
     with pytest.raises(ConfigError, match=r"names 'txt'.*item-item kNN graphs for 'image', 'text'.*mean 'text'"):
         FREEDOM(graph, FREEDOM.Config(modality_weights={"txt": 1.0}))
+
+
+def test_every_epoch_prunes_anew():
+    graph, generator = build_graph(random_dataset(), num_neighbors=2), torch.Generator().manual_seed(0)
+    model, batch = FREEDOM(graph, FREEDOM.Config(pruning_ratio=0.6)), some_triplets(graph)
+    terms = []
+    for _ in range(3):
+        model.on_epoch_start(graph, generator)
+        terms.append(model.loss(graph, batch)["bpr"].item())
+    assert len(set(terms)) == 3

@@ -284,3 +284,30 @@ def test_alignment_has_no_parameters_and_says_its_settings():
     assert repr(alignment) == (
         "BehaviorModalAlignment(intra_weight=0.3, inter_weight=0.7, temperature=0.5, normalize=False)"
     )
+
+
+def aligned(temperature: float, precision: alignment.Precision) -> torch.Tensor:
+    users, items, modal_users, modal_items = (rows(40, 16, seed=seed).float() for seed in range(4))
+    terms = BehaviorModalAlignment(1.0, 1.0, temperature=temperature, precision=precision)(
+        users, items, modal_users, modal_items
+    )
+    return torch.stack(list(terms.values()))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "has_units", "rounds"), [(0.2, True, True), (0.1, True, False), (0.2, False, False)]
+)
+def test_auto_rounds_where_it_is_fast_and_does_not_show(temperature, has_units, rounds, monkeypatch):
+    monkeypatch.setattr(alignment, "has_bfloat16_units", lambda device: has_units)
+    exact, rounded, chosen = (aligned(temperature, how) for how in ("float32", "bfloat16", "auto"))
+    assert not torch.equal(exact, rounded)
+    assert torch.equal(chosen, rounded if rounds else exact)
+
+
+@pytest.mark.parametrize(("temperature", "is_unit"), [(TAU, False), (0.02, True)])
+def test_logits_without_a_bound_or_with_a_large_one_are_not_rounded(temperature, is_unit):
+    query, key = (F.normalize(rows(40, 16, seed=seed), dim=-1).float() for seed in (1, 2))
+    exact, asked = (
+        in_batch_contrast(query, key, temperature, is_unit=is_unit, dtype=dtype) for dtype in (None, torch.bfloat16)
+    )
+    assert torch.equal(exact, asked)

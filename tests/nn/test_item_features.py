@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.build import build_graph
 from dream_pyg.graph.schema import ITEM, feature_name
 from dream_pyg.nn import item_features
-from dream_pyg.nn.item_features import feature_rows, multiply_features
+from dream_pyg.nn.embeddings import xavier_embedding
+from dream_pyg.nn.gates import FilterGate
+from dream_pyg.nn.item_features import FeatureProjection, feature_rows, multiply_features
 from tests.graphs import random_dataset
 
 WIDE, NARROW = (1100, 1030), (40, 30)  # the former suits oneDNN where there are kernels for it
@@ -82,3 +85,36 @@ def test_half_precision_is_multiplied_in_bfloat16_as_if_converted_at_once(monkey
     matrix = rows(features.size(1), 5, seed=1)
     expected = (features.to(torch.bfloat16) @ matrix.to(torch.bfloat16)).float()
     assert torch.equal(multiply_features(features, matrix), expected)
+
+
+def test_features_that_are_trained_on_are_a_copy():
+    graph = build_graph(random_dataset(), num_neighbors=2)
+    given = graph[ITEM][feature_name("image")]
+    assert given.dtype == torch.float32
+    before = given.clone()
+    projection = FeatureProjection(graph, "image", 3, scaling="raw", bias=True, trained=True)
+    with torch.no_grad():
+        projection.features.add_(1.0)
+    assert torch.equal(given, before)
+
+
+def wide_graph() -> HeteroData:
+    graph = HeteroData()
+    graph[ITEM].x_image = torch.zeros(3, 500)
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: FeatureProjection(wide_graph(), "image", 100, scaling="raw", bias=False).weight, (500, 100)),
+        (lambda: FilterGate(500, 100).weight, (500, 100)),
+        (lambda: xavier_embedding(400, 100), (400, 100)),
+    ],
+)
+def test_parameters_begin_uniform_within_xaviers_bound(make, shape):
+    torch.manual_seed(0)
+    weight, bound = make().detach(), (6 / sum(shape)) ** 0.5
+    assert weight.shape == shape
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dream_pyg.nn.losses import bpr_loss, l2_loss, similarity_signal, similarity_signal_norm
+from dream_pyg.nn.losses import bpr_loss, cosine_loss, l2_loss, similarity_signal, similarity_signal_norm
 from tests.oracles import dream
 from tests.oracles.gradients import numerical_gradient
 
@@ -129,3 +129,10 @@ def test_nodes_that_occur_again_may_share_their_features(signal, normalize):
     torch.testing.assert_close(shared, repeated, rtol=1e-13, atol=1e-14)
     one, other = (torch.autograd.grad(value, Z)[0] for value in (shared, repeated))
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_cosine_loss_leaves_its_target_alone():
+    online, target = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
+    of_online, of_target = torch.autograd.grad(cosine_loss(online, target), (online, target), allow_unused=True)
+    assert of_online.any()
+    assert of_target is None

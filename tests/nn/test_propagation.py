@@ -55,6 +55,16 @@ def test_every_path_is_the_dense_product_forward_and_backward(size, order):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("size", [(None, None), (4, 2), (2, 5)])
+def test_an_edge_index_of_other_sizes_gives_the_rows_asked_for(size):
+    edge_index, weight = torch.tensor([[0, 1], [0, 1]]), torch.tensor([2.0, 3.0])
+    x = torch.arange(8.0).reshape(4, 2).requires_grad_()
+    out = Propagation()(x, EdgeIndex(edge_index, sparse_size=size, sort_order="col"), weight, 5)
+    assert out.tolist() == [[0.0, 2.0], [6.0, 9.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert grad.tolist() == [[2.0, 2.0], [3.0, 3.0], [0.0, 0.0], [0.0, 0.0]]
+
+
 @pytest.mark.parametrize("order", ["col", "row", None])
 def test_gradcheck_of_the_fused_product(order):
     edge_index, weight = random_edges(4, 6, num_edges=11)
