@@ -28,6 +28,7 @@ from dream_pyg.graph.schema import (
     feature_name,
     knn_edge,
     label_name,
+    mask_name,
 )
 from dream_pyg.models import BPR, DREAM, VBPR, Batch, LightGCN
 from dream_pyg.models.lightgcn import propagate_interactions
