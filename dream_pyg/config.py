@@ -61,7 +61,7 @@ INDIFFERENT = (
 class _Section(BaseModel):
     """Values that cannot be changed, and no others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class SamplingConfig(_Section):

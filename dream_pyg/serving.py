@@ -48,22 +48,27 @@ _MEASURED_USERS = 1000
 _MEASURED_K = 20
 
 
-def recommend_table(
-    run: Run, k: int, users: Sequence[Any] | None = None, *, include_seen: bool = False, mask_held_out: bool = True
-) -> pl.DataFrame:
-    """Top-k recommendations with external ids, as one table; see :func:`recommend_blocks`."""
-    return pl.concat(recommend_blocks(run, k, users, include_seen=include_seen, mask_held_out=mask_held_out))
+def recommend_table(run: Run, k: int, users: Sequence[Any] | None = None, **options: Any) -> pl.DataFrame:
+    """Top-k recommendations with external ids, as one table; see :func:`recommend_blocks`, with the same options."""
+    return pl.concat(recommend_blocks(run, k, users, **options))
 
 
 def recommend_blocks(
-    run: Run, k: int, users: Sequence[Any] | None = None, *, include_seen: bool = False, mask_held_out: bool = True
+    run: Run,
+    k: int,
+    users: Sequence[Any] | None = None,
+    *,
+    items: Sequence[Any] | None = None,
+    include_seen: bool = False,
+    mask_held_out: bool = True,
 ) -> Iterator[pl.DataFrame]:
     """Top-k recommendations with external ids, for a block of users at a time, so that memory is bounded.
 
     Args:
         run: A finished run.
         k: Items per user.
-        users: External ids, or their text; all users by default.
+        users: External ids, or their text; all users by default. One that is named twice gets its rows once.
+        items: External ids, or their text, of those that may be recommended, say what is in stock; all by default.
         include_seen: Whether items that the user interacted with may be recommended again.
         mask_held_out: Whether items of the valid and test splits count as seen, as they should outside of evaluation.
 
@@ -73,23 +78,28 @@ def recommend_blocks(
 
     Raises:
         ConfigError: If k is not positive.
-        DataError: If a user is unknown.
+        DataError: If a user or an item is unknown, or none is named.
     """
     if k < 1:
         raise ConfigError(f"The number of recommendations must be positive (got {k}).")
-    rows = torch.arange(run.model.num_users) if users is None else _user_rows(run, users)
+    rows = torch.arange(run.model.num_users) if users is None else _rows(run.stored.user_ids, users, "users")
     store = run.graph[INTERACTS]
+    device = store.edge_index.device
+    if items is not None and not len(items):
+        raise DataError("No item may be recommended: the list of items is empty. Name some, or leave the list out.")
+    allowed = None if items is None else _rows(run.stored.item_ids, items, "items").sort().values.to(device)
     seen = None
     if not include_seen:
         splits = labelled_splits(run.graph) if mask_held_out else ("train",)
         pairs = torch.cat([store[label_name(split)] for split in splits], dim=1)
+        pairs = pairs if allowed is None else _among(pairs, allowed, run.model.num_items)
         seen = UserItems.from_pairs(pairs, run.model.num_users)
     trained = torch.zeros(run.model.num_users, dtype=torch.bool)
     trained[store[label_name("train")][0].cpu()] = True
     if cold := int((~trained[rows]).sum()):
         logger.warning("%d of %d users have no interaction in train: the model knows nothing of them", cold, len(rows))
-    blocks = rank_blocks(run.scorer(), rows.to(store.edge_index.device), k, seen)
-    return (_frame(run, block) for block in blocks)
+    scorer = run.scorer() if allowed is None else run.scorer().only(allowed)
+    return (_frame(run, block, allowed) for block in rank_blocks(scorer, rows.to(device), k, seen))
 
 
 def write_table(blocks: Iterable[pl.DataFrame], path: str | Path) -> int:
@@ -206,7 +216,7 @@ def export_run(
         if format == "safetensors":
             save_tensors(directory / "embeddings.safetensors", {"user": user, "item": item})
         made, about = _make_index(index, user.numpy(), item.numpy(), min_recall)
-        (directory / "items.faiss").write_bytes(faiss.serialize_index(made).tobytes())
+        (directory / "items.faiss").write_bytes(faiss.serialize_index(made).data)
         info = {
             "model": run.config.model_name,
             "dataset": run.stored.name,
@@ -251,10 +261,12 @@ def _make_index(
     return index, about
 
 
-def _user_rows(run: Run, users: Sequence[Any]) -> torch.Tensor:
-    known = run.stored.user_ids
+def _rows(known: pl.Series, named: Sequence[Any], what: str) -> torch.Tensor:
+    """Where ids stand in the graph, each once, in the order named."""
+    if isinstance(named, str):
+        raise DataError(f"Expected a list of ids of {what}, got the text {named!r}. Put it in a list.")
     # Ids arrive as text from a command line, whatever their type in the data.
-    text = pl.Series("user_id", [str(user) for user in users], dtype=pl.String)
+    text = pl.Series([str(one) for one in named], dtype=pl.String).unique(maintain_order=True)
     catalogue = known.cast(pl.String)
     row = positions(text, catalogue)
     if (row < 0).any():  # Blanks around an id may belong to it, but seldom do.
@@ -263,13 +275,24 @@ def _user_rows(run: Run, users: Sequence[Any]) -> torch.Tensor:
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
-            f"{len(missing)} of {len(users)} users are not in the graph: {', '.join(missing[:5])}{more}. "
-            "Give ids as they stand in the interactions, or build the graph with these users."
+            f"{len(missing)} of {len(text)} {what} are not in the graph: {', '.join(missing[:5])}{more}. "
+            f"Give ids as they stand in the interactions, or build the graph with these {what}."
         )
     return torch.from_numpy(row)
 
 
-def _frame(run: Run, ranking: Ranking) -> pl.DataFrame:
+def _among(pairs: torch.Tensor, item: torch.Tensor, num_items: int) -> torch.Tensor:
+    """The user-item pairs (2, E) of some items (N,), which are places among these then."""
+    place = item.new_full((num_items,), -1)
+    place[item] = torch.arange(len(item), device=item.device)
+    user, own = pairs[0], place[pairs[1]]
+    return torch.stack([user, own])[:, own >= 0]
+
+
+def _frame(run: Run, ranking: Ranking, allowed: torch.Tensor | None) -> pl.DataFrame:
+    """A block with external ids; its items are places among the allowed ones, if not all are."""
+    if allowed is not None:
+        ranking = ranking._replace(item=torch.where(ranking.item < 0, -1, allowed[ranking.item]))
     user, item, score = (part.cpu() for part in ranking)
     kept = (item >= 0).flatten().numpy()
     k = item.size(1)

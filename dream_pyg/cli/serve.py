@@ -23,7 +23,7 @@ from dream_pyg.training.run import load_run
 _RECOMMEND_EPILOG = """\b
 Examples:
   dream-pyg recommend runs/dream --user A1HK2FQW6KXQB2 -k 5
-  dream-pyg recommend runs/dream -k 50 --out top50.parquet
+  dream-pyg recommend runs/dream -k 50 --items-file in-stock.txt --out top50.parquet
 """
 _EXPORT_EPILOG = """\b
 Example:
@@ -35,6 +35,7 @@ Example:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--user", "users", multiple=True, help="External id of a user; repeat for more. By default all users.")
 @click.option("--users-file", type=click.Path(path_type=Path), help="A text file with one external user id a line.")
+@click.option("--items-file", type=click.Path(path_type=Path), help="Recommend only these: a text file, one id a line.")
 @click.option("-k", type=int, default=10, show_default=True, help="Items per user.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write .parquet, .csv or .json instead of printing.")
 @click.option("--include-seen", is_flag=True, help="Allow items that the user has interacted with.")
@@ -45,6 +46,7 @@ def recommend(
     run: Path,
     users: tuple[str, ...],
     users_file: Path | None,
+    items_file: Path | None,
     k: int,
     out: Path | None,
     include_seen: bool,
@@ -62,12 +64,13 @@ def recommend(
         check_table_path(out)
     named = [*users, *(read_lines(users_file, "Users file") if users_file is not None else [])]
     wanted = named if users or users_file is not None else None
+    items = None if items_file is None else read_lines(items_file, "Items file")
     loaded = load_run(run, device=device, graph=graph)
     if out is not None:
-        blocks = recommend_blocks(loaded, k, wanted, include_seen=include_seen)
+        blocks = recommend_blocks(loaded, k, wanted, items=items, include_seen=include_seen)
         click.echo(f"{write_table(blocks, out):,} recommendations written to {out}")
         return
-    frame = recommend_table(loaded, k, wanted, include_seen=include_seen)
+    frame = recommend_table(loaded, k, wanted, items=items, include_seen=include_seen)
     if output_format == "json":
         print_json(frame.to_dicts())
     else:

@@ -62,6 +62,7 @@ class BM3(Recommender):
         """Hyper-parameters of BM3."""
 
         embedding_dim: PositiveInt = 64
+        """Width of the embeddings."""
         num_layers: NonNegativeInt = 1
         """Hops over the user-item graph."""
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5

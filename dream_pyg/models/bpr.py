@@ -29,6 +29,7 @@ class BPR(Recommender):
         """Hyper-parameters of BPR-MF."""
 
         embedding_dim: PositiveInt = 64
+        """Width of the embeddings."""
         l2_weight: NonNegativeFloat = 1e-2
         """Weight of the L2 term on the batch's embeddings."""
 

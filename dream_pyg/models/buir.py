@@ -49,6 +49,7 @@ class BUIR(Recommender):
         """Hyper-parameters of BUIR."""
 
         embedding_dim: PositiveInt = 64
+        """Width of the embeddings."""
         num_layers: NonNegativeInt = 3
         """Hops over the user-item graph; 0 is the paper's BUIR-id."""
         momentum: Annotated[float, Field(ge=0, le=1)] = 0.995

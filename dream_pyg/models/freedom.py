@@ -73,6 +73,7 @@ class FREEDOM(Recommender):
         """Hyper-parameters of FREEDOM."""
 
         embedding_dim: PositiveInt = 64
+        """Width of the embeddings."""
         num_layers: NonNegativeInt = 2
         """Hops over the user-item graph."""
         num_item_layers: NonNegativeInt = 1

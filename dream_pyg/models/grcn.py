@@ -69,6 +69,7 @@ class GRCN(Recommender):
         """Hyper-parameters of GRCN."""
 
         embedding_dim: PositiveInt = 64
+        """Width of the embeddings."""
         latent_dim: PositiveInt = 64
         """Width of preferences and projected features."""
         num_layers: PositiveInt = 2

@@ -57,7 +57,9 @@ class LightGCN(Recommender):
         """Hyper-parameters of LightGCN."""
 
         embedding_dim: PositiveInt = 64
+        """Width of the embeddings."""
         num_layers: NonNegativeInt = 2
+        """Hops over the user-item graph."""
         l2_weight: NonNegativeFloat = 1e-3
         """Weight of the L2 term on the batch's layer-0 embeddings."""
 

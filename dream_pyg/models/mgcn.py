@@ -79,6 +79,7 @@ class MGCN(Recommender):
         """Hyper-parameters of MGCN."""
 
         embedding_dim: PositiveInt = 64
+        """Width of the embeddings."""
         num_layers: NonNegativeInt = 2
         """Hops over the user-item graph."""
         num_item_layers: NonNegativeInt = 1

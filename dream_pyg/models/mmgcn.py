@@ -58,6 +58,7 @@ class MMGCN(Recommender):
         """Hyper-parameters of MMGCN."""
 
         embedding_dim: PositiveInt = 64
+        """Width of the embeddings."""
         latent_dim: PositiveInt = 256
         """Width of preferences and projected features, before the first layer."""
         num_layers: PositiveInt = 3

@@ -60,6 +60,7 @@ class SLMRec(Recommender):
         """Hyper-parameters of SLMRec."""
 
         embedding_dim: PositiveInt = 64
+        """Width of the embeddings."""
         num_layers: NonNegativeInt = 3
         """Hops over the user-item graph."""
         temperature: PositiveFloat = 0.2

@@ -7,7 +7,12 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import Result
+
+from dream_pyg.config import RunConfig
+from dream_pyg.data.validation import flatten
+from dream_pyg.models import MODELS
 
 Command = Callable[..., Result]
 
@@ -52,3 +57,40 @@ def test_what_is_neither_is_refused(command: Command, tmp_path: Path):
         assert result.exit_code == 1
         assert result.stdout == ""
         assert "is not a graph store" in result.stderr
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_everything_that_can_be_set_of_a_training_is_explained(command: Command, name: str):
+    settings = {entry["key"]: entry for entry in json.loads(command("models", name, "--format", "json").stdout)}
+    assert [key for key, entry in settings.items() if not entry["what"]] == []
+    defaults = RunConfig.create(graph="g", model=name).to_dict()
+    assert [key for key in flatten(defaults) if key not in {*settings, "graph", "model.name"}] == []
+    for key in ("num_neighbors", "training.seed", "training.sampling.relations", "training.teacher.vote"):
+        assert key in settings
+
+
+def test_settings_are_shown_as_set_takes_them(command: Command, shop_graph: Path, tmp_path: Path):
+    lines = command("models", "dream").stdout.splitlines()
+    shown = [line for line in lines if not line.startswith(" ")]
+    for line in (
+        "training.teacher = none",
+        "model.use_gate = true",
+        "model.gate_input = id",
+        "feature_precision = auto",
+    ):
+        assert line in shown
+    assert "    What the gate filters: the ID embedding (layer 0) or the behavior representation (mean over" in lines
+    assert any(line.endswith("(id, propagated)") for line in lines)
+    left_out = ("training.sampling", "training.teacher", "training.epochs")
+    sets = [part for line in shown if not line.startswith(left_out) for part in ("--set", line.replace(" = ", "="))]
+    arguments = ("train", shop_graph, "--model", "dream", "--epochs", 1, "--no-test", "--run")
+    assert command(*arguments, tmp_path / "set", *sets).exit_code == 0
+    assert command(*arguments, tmp_path / "plain").exit_code == 0
+    assert (tmp_path / "set" / "config.toml").read_text() == (tmp_path / "plain" / "config.toml").read_text()
+
+
+def test_an_unknown_model_is_refused(command: Command):
+    result = command("models", "draem")
+    assert result.exit_code == 2
+    assert "Unknown model 'draem'" in result.stderr
+    assert "dream" in result.stderr

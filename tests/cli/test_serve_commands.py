@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import polars as pl
 import pytest
 from click.testing import Result
 
-from dream_pyg import DatasetConfig, RunConfig, build_store, load_run, serving, train
+from dream_pyg import DatasetConfig, RunConfig, build_store, load_run, recommend_table, serving, train
 from dream_pyg.data.files import load_tensors, sha256_file
+from dream_pyg.errors import DataError
 from dream_pyg.serving import write_table
 
 Command = Callable[..., Result]
@@ -176,6 +177,43 @@ def test_blanks_may_belong_to_ids(command: Command, tmp_path: Path):
     (tmp_path / "users.txt").write_text("\n".join([*ids[:3], "  plain "]), encoding="utf-8")
     arguments = ["--users-file", tmp_path / "users.txt", "-k", 1, "--format", "json"]
     assert [row["user_id"] for row in rows(command("recommend", tmp_path / "run", *arguments))] == ids
+
+
+@pytest.mark.parametrize("include_seen", [False, True])
+def test_only_items_that_are_named_are_recommended(
+    command: Command, shop_run: Path, tmp_path: Path, include_seen: bool
+):
+    seen = ["--include-seen"] if include_seen else []
+    everything = rows(command("recommend", shop_run, "-k", 40, *seen, "--format", "json"))
+    stock = sorted({row["item_id"] for row in everything})[1::3]
+    (tmp_path / "stock.txt").write_text("\n".join(reversed(stock)))
+    arguments = ["recommend", shop_run, "--items-file", tmp_path / "stock.txt", "-k", 4, *seen]
+    told = rows(command(*arguments, "--format", "json"))
+    in_stock = groupby((row for row in everything if row["item_id"] in stock), key=lambda row: row["user_id"])
+    expected = [(user, rank, row) for user, best in in_stock for rank, row in enumerate(list(best)[:4], start=1)]
+    assert [(row["user_id"], row["rank"]) for row in told] == [(user, rank) for user, rank, _ in expected]
+    assert [row["item_id"] for row in told] == [row["item_id"] for *_, row in expected]
+    np.testing.assert_allclose([row["score"] for row in told], [row["score"] for *_, row in expected], rtol=1e-5)
+    assert command(*arguments, "--out", tmp_path / "top.parquet").exit_code == 0
+    assert pl.read_parquet(tmp_path / "top.parquet")["item_id"].to_list() == [row["item_id"] for row in told]
+
+
+@pytest.mark.parametrize(("text", "told"), [("", "the list of items is empty"), ("nothing", "1 of 1 items are not in")])
+def test_lists_of_items_that_say_nothing_are_refused(command: Command, shop_run: Path, tmp_path: Path, text, told):
+    (tmp_path / "stock.txt").write_text(text)
+    result = command("recommend", shop_run, "--items-file", tmp_path / "stock.txt")
+    assert result.exit_code == 1
+    assert told in result.stderr
+
+
+def test_a_user_who_is_named_twice_gets_one_list(command: Command, shop_run: Path):
+    arguments = ["--user", "user-00001", "--user", "user-00001", "-k", 2]
+    assert [row["rank"] for row in rows(command("recommend", shop_run, *arguments, "--format", "json"))] == [1, 2]
+
+
+def test_a_text_is_no_list_of_users(shop_run: Path):
+    with pytest.raises(DataError, match="Expected a list of ids of users, got the text 'user-00001'"):
+        recommend_table(load_run(shop_run), 3, users="user-00001")
 
 
 def test_a_directory_is_no_table(command: Command, shop_run: Path, tmp_path: Path):
