@@ -61,6 +61,7 @@ def recommend_blocks(
     items: Sequence[Any] | None = None,
     include_seen: bool = False,
     mask_held_out: bool = True,
+    skip_cold: bool = False,
 ) -> Iterator[pl.DataFrame]:
     """Top-k recommendations with external ids, for a block of users at a time, so that memory is bounded.
 
@@ -71,6 +72,7 @@ def recommend_blocks(
         items: External ids, or their text, of those that may be recommended, say what is in stock; all by default.
         include_seen: Whether items that the user interacted with may be recommended again.
         mask_held_out: Whether items of the valid and test splits count as seen, as they should outside of evaluation.
+        skip_cold: Whether users without an interaction in train, of whom a model knows nothing, are left out.
 
     Returns:
         Tables of ``user_id``, ``rank`` (from 1), ``item_id``, ``score``. A user with fewer than k unseen items gets
@@ -97,7 +99,9 @@ def recommend_blocks(
     trained = torch.zeros(run.model.num_users, dtype=torch.bool)
     trained[store[label_name("train")][0].cpu()] = True
     if cold := int((~trained[rows]).sum()):
-        logger.warning("%d of %d users have no interaction in train: the model knows nothing of them", cold, len(rows))
+        done = "they are left out" if skip_cold else "the model knows nothing of them (--skip-cold leaves them out)"
+        logger.warning("%d of %d users have no interaction in train: %s", cold, len(rows), done)
+        rows = rows[trained[rows]] if skip_cold else rows
     scorer = run.scorer() if allowed is None else run.scorer().only(allowed)
     return (_frame(run, block, allowed) for block in rank_blocks(scorer, rows.to(device), k, seen))
 

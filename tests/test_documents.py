@@ -10,7 +10,6 @@ from collections.abc import Callable
 from importlib.metadata import requires
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -34,12 +33,7 @@ def block(text: str, language: str) -> str:
 @pytest.fixture
 def own_data(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with the files that the README speaks of."""
-    shutil.copy(shop / "interactions.csv", tmp_path / "clicks.csv")
-    shutil.copy(shop / "text.parquet", tmp_path / "text.parquet")
-    image = np.load(shop / "image.npy").astype(np.float32)
-    present = image.any(axis=1)
-    items = pl.read_csv(shop / "items.csv")["item_id"].filter(pl.Series(present))
-    pl.DataFrame({"item_id": items, "features": image[present]}).write_parquet(tmp_path / "image.parquet")
+    shutil.copytree(shop, tmp_path / "demo" / "data-0")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,6 +40,7 @@ Example:
 @click.option("-k", type=int, default=10, show_default=True, help="Items per user.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write .parquet, .csv or .json instead of printing.")
 @click.option("--include-seen", is_flag=True, help="Allow items that the user has interacted with.")
+@click.option("--skip-cold", is_flag=True, help="Leave out users without an interaction in train.")
 @click.option("--graph", type=click.Path(path_type=Path), help="The graph store, if it has moved since training.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @format_option
@@ -50,6 +52,7 @@ def recommend(
     k: int,
     out: Path | None,
     include_seen: bool,
+    skip_cold: bool,
     graph: Path | None,
     device: str,
     output_format: str,
@@ -65,12 +68,13 @@ def recommend(
     named = [*users, *(read_lines(users_file, "Users file") if users_file is not None else [])]
     wanted = named if users or users_file is not None else None
     items = None if items_file is None else read_lines(items_file, "Items file")
+    options: dict[str, Any] = {"items": items, "include_seen": include_seen, "skip_cold": skip_cold}
     loaded = load_run(run, device=device, graph=graph)
     if out is not None:
-        blocks = recommend_blocks(loaded, k, wanted, items=items, include_seen=include_seen)
+        blocks = recommend_blocks(loaded, k, wanted, **options)
         click.echo(f"{write_table(blocks, out):,} recommendations written to {out}")
         return
-    frame = recommend_table(loaded, k, wanted, items=items, include_seen=include_seen)
+    frame = recommend_table(loaded, k, wanted, **options)
     if output_format == "json":
         print_json(frame.to_dicts())
     else:

@@ -71,6 +71,9 @@ def test_what_users_have_is_not_recommended_even_if_none_of_it_is_in_train(comma
     told = command("recommend", run, "--user", 99, "-k", 15, "--format", "json")
     assert {row["item_id"] for row in rows(told)} == set(range(15)) - {3, 4, 5, 6, 7}
     assert "1 of 1 users have no interaction in train" in told.stderr
+    known = command("recommend", run, "--user", 99, "--user", 3, "-k", 2, "--skip-cold", "--format", "json")
+    assert {row["user_id"] for row in rows(known)} == {3}
+    assert "1 of 2 users have no interaction in train: they are left out" in known.stderr
     shown = command("recommend", run, "--user", 99, "-k", 15, "--include-seen", "--format", "json")
     assert {row["item_id"] for row in rows(shown)} == set(range(15))
 
