@@ -25,21 +25,14 @@ import polars as pl
 import tomli_w
 
 from dream_pyg.analysis.continuable import continuable
-from dream_pyg.analysis.search_spaces import (
-    Choice,
-    LogRange,
-    Space,
-    configure,
-    default_point,
-    describe_space,
-    search_space,
-)
+from dream_pyg.analysis.search_spaces import configure, default_point, describe_space, search_space
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
 from dream_pyg.data.files import atomic_directory, is_free, read_json, write_json, write_text
 from dream_pyg.data.validation import flatten, without
 from dream_pyg.errors import ConfigError, MissingExtraError, ResumeError, StoreError, TrainingError
 from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
+from dream_pyg.models.space import Choice, LogRange, Space
 from dream_pyg.presets import find_preset, load_presets
 from dream_pyg.training.run import RunPaths, read_epochs, seconds_of
 from dream_pyg.training.trainer import train

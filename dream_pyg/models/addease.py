@@ -12,6 +12,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.graph.schema import ITEM, feature_modalities, feature_name, mask_name
 from dream_pyg.models.base import fusion_weights, model_config, require_modalities
 from dream_pyg.models.ease import EASE
+from dream_pyg.models.space import ImageShare, LogRange, Range, Space
 
 _CHOSEN_WEIGHTS = {"image": 0.1, "text": 0.9}
 
@@ -57,6 +58,14 @@ class AddEASE(EASE):
         """alpha_m by modality, scaled to sum to 1; by default 0.1 image and 0.9 text if these are all, else equal."""
         center_features: bool = True
         """Whether features are taken as differences from their mean over the items that have them."""
+
+    # Grids of arXiv 1905.03375 and doi 10.1145/3383313.3418480, rounded outwards.
+    search_space: ClassVar[Space] = {
+        "model.l2_weight": LogRange(1.0, 1e4),
+        "model.feature_l2_weight": LogRange(1.0, 1e4),
+        "model.feature_share": Range(0.0, 1.0),
+        "model.modality_weights": ImageShare(0.0, 1.0, of_paper=0.1),
+    }
 
     needs_features: ClassVar[bool] = True
 

@@ -15,6 +15,7 @@ from dream_pyg.errors import ConfigError, TrainingError, did_you_mean
 from dream_pyg.graph.csr import UserItems, csr_product, row_entries, row_pointer, take_rows
 from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.graph.schema import INTERACTS, ITEM, USER
+from dream_pyg.models.space import Space
 from dream_pyg.nn.embeddings import embedding_rows
 from dream_pyg.nn.embeddings import xavier_embedding as xavier_embedding
 
@@ -262,6 +263,9 @@ class Recommender(nn.Module):
     :meth:`on_epoch_start` and the next, so that a GPU may record and replay them (:mod:`dream_pyg.training.gradients`).
     It does not where Python draws or reads numbers, where a shape depends on what a batch has
     (:mod:`dream_pyg.nn.batch_shapes` helps), or where a step replaces a tensor instead of writing into it."""
+
+    search_space: ClassVar[Space] = {}
+    """What ``dream-pyg tune`` searches, with a word on where the bounds come from."""
 
     user_embedding: Tensor
     item_embedding: Tensor

@@ -23,6 +23,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.models.space import RATE, Choice, LogRange, Space
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import cosine_loss
 from dream_pyg.nn.propagation import Propagation
@@ -75,6 +76,14 @@ class BM3(Recommender):
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
         train_features: bool = True
         """Whether the scaled features are parameters (I, F), trained on as in the authors' code, or fixed inputs."""
+
+    # arXiv 2207.05969, Section 4.1.4: one or two layers, dropout 0.3 or 0.5, L2 0.1 or 0.01.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "model.num_layers": Choice((1, 2)),
+        "model.dropout": Choice((0.3, 0.5)),
+        "model.l2_weight": LogRange(1e-3, 1.0),
+    }
 
     needs_features: ClassVar[bool] = True
 

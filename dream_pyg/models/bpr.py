@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch_geometric.data import HeteroData
 
 from dream_pyg.graph.sampling import ReceptiveField
 from dream_pyg.models.base import Batch, Embeddings, Recommender, model_config, xavier_embedding
+from dream_pyg.models.space import RATE, LogRange, Space
 from dream_pyg.nn.losses import bpr_loss, l2_loss
 
 
@@ -32,6 +33,9 @@ class BPR(Recommender):
         """Width of the embeddings."""
         l2_weight: NonNegativeFloat = 1e-2
         """Weight of the L2 term on the batch's embeddings."""
+
+    # MMRec: L2 from 0.00001 to 2.
+    search_space: ClassVar[Space] = {**RATE, "model.l2_weight": LogRange(1e-5, 2.0)}
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.graph.schema import INTERACTS, REV_INTERACTS
 from dream_pyg.models.base import Batch, Embeddings, Recommender, model_config, xavier_embedding
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.models.space import RATE, Choice, LogRange, Space
 from dream_pyg.nn.losses import cosine_loss, l2_loss
 from dream_pyg.nn.propagation import Propagation
 
@@ -58,6 +59,15 @@ class BUIR(Recommender):
         """The largest share of interactions that an encoder leaves out at a step."""
         l2_weight: NonNegativeFloat = 1e-4
         """lambda: weight of the L2 term on the batch's layer-0 embeddings."""
+
+    # arXiv 2105.06323, Section 5.1: momentum and one to four layers; L2 as for LightGCN.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "model.num_layers": Choice((1, 2, 3, 4)),
+        "model.momentum": Choice((0.98, 0.99, 0.995, 0.999)),
+        "model.max_edge_dropout": Choice((0.0, 0.1, 0.2)),
+        "model.l2_weight": LogRange(1e-6, 1e-1),
+    }
 
     recordable = False  # Each step draws how many edges it drops.
 

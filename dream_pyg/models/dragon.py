@@ -12,6 +12,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.models.base import Embeddings, model_config
 from dream_pyg.models.dualgnn import DualGNN
 from dream_pyg.models.freedom import fused_item_hop, item_graph_weights
+from dream_pyg.models.space import RATE, ImageShare, LogRange, Space
 
 
 class DRAGON(DualGNN):
@@ -50,6 +51,13 @@ class DRAGON(DualGNN):
         """Hops over the item-item graph."""
         modality_weights: dict[str, NonNegativeFloat] | None = None
         """alpha_m by modality, scaled to sum to 1; by default 0.1 image and 0.9 text if these are all, else equal."""
+
+    # arXiv 2301.12097 and MMRec: L2 from 0.00001 to 0.1.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "model.l2_weight": LogRange(1e-5, 1e-1),
+        "model.modality_weights": ImageShare(0.0, 1.0, of_paper=0.1),
+    }
 
     needs_item_knn: ClassVar[bool] = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -33,6 +33,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.models.space import RATE, ImageShare, LogRange, Space
 from dream_pyg.nn.alignment import BehaviorModalAlignment, NegativeWeights, Precision
 from dream_pyg.nn.batch_shapes import distinct_nodes
 from dream_pyg.nn.gates import FilterGate
@@ -126,6 +127,17 @@ class DREAM(Recommender):
         (:class:`~dream_pyg.nn.alignment.NegativeWeights`). Not in the paper."""
         alignment_precision: Precision = "auto"
         """Type of the in-batch products of InfoNCE: float32, bfloat16, or by default the latter where it is faster."""
+
+    # Sections 4.4 and 4.8, Figures 8 and 9; layers and temperature are fixed there. A learning rate of 0.003 is better
+    # than the paper's 0.001 with any weights, and what is best for one weight depends on the others.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "model.intra_weight": LogRange(1e-4, 1.0),
+        "model.inter_weight": LogRange(1e-4, 1.0),
+        "model.signal_weight": LogRange(1e-4, 1.0),
+        "model.l2_weight": LogRange(1e-6, 1e-1),
+        "model.modality_weights": ImageShare(0.0, 1.0, of_paper=0.3),
+    }
 
     @classmethod
     def reads_features(cls, config: Any) -> bool:

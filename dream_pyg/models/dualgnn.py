@@ -22,6 +22,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.models.space import RATE, LogRange, Space
 from dream_pyg.nn.item_features import FeatureProjection, FeatureScaling
 from dream_pyg.nn.losses import batch_mean, bpr_loss
 from dream_pyg.nn.propagation import Propagation
@@ -101,6 +102,9 @@ class DualGNN(Recommender):
         """lambda: weight of the mean squares of the batch's users and of the modality weights."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the first layer: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+
+    # MMRec: L2 from 0.00001 to 0.1.
+    search_space: ClassVar[Space] = {**RATE, "model.l2_weight": LogRange(1e-5, 1e-1)}
 
     needs_features: ClassVar[bool] = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -14,6 +14,7 @@ from dream_pyg.graph.co_occurrence import co_occurrence_blocks
 from dream_pyg.graph.processor import available_bytes, gibibytes
 from dream_pyg.graph.schema import INTERACTS
 from dream_pyg.models.base import ClosedForm, ItemWeights, model_config
+from dream_pyg.models.space import LogRange, Space
 
 _MATRICES = 3
 """(I, I) matrices at a time when a run ends: the one solved in place, its file, and what is loaded from it."""
@@ -61,6 +62,9 @@ class EASE(ClosedForm):
         """e: how far users with many items are kept from outweighing others; 0 is the paper's."""
         max_memory_gb: PositiveFloat = 16.0
         """Refuse a catalogue whose matrices take more than so many GB (10^9 bytes)."""
+
+    # Grids of arXiv 1905.03375 and doi 10.1145/3383313.3418480, rounded outwards.
+    search_space: ClassVar[Space] = {"model.l2_weight": LogRange(1.0, 1e4)}
 
     weight: Tensor
 

@@ -31,6 +31,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.models.space import RATE, Choice, ImageShare, LogRange, Space
 from dream_pyg.nn.fusion import weighted_sum
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import bpr_loss
@@ -86,6 +87,14 @@ class FREEDOM(Recommender):
         """alpha_m by modality, scaled to sum to 1; by default 0.1 image and 0.9 text if these are all, else equal."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+
+    # arXiv 2211.06924, Section 4.1: pruning 0.8 or 0.9, lambda from 0 to 0.001.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "model.pruning_ratio": Choice((0.7, 0.8, 0.9)),
+        "model.modality_bpr_weight": LogRange(1e-5, 1e-1),
+        "model.modality_weights": ImageShare(0.0, 1.0, of_paper=0.1),
+    }
 
     needs_item_knn: ClassVar[bool] = True
 

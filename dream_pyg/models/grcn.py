@@ -19,6 +19,7 @@ from dream_pyg.models.base import (
     require_modalities,
     xavier_embedding,
 )
+from dream_pyg.models.space import RATE, LogRange, Space
 from dream_pyg.nn.attention import attend
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import bpr_loss, l2_loss
@@ -80,6 +81,9 @@ class GRCN(Recommender):
         """Weight of the L2 term on the batch's ID embeddings and preferences."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+
+    # MMRec: L2 from 0.00001 to 0.1.
+    search_space: ClassVar[Space] = {**RATE, "model.l2_weight": LogRange(1e-5, 1e-1)}
 
     needs_features: ClassVar[bool] = True
 

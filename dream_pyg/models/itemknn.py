@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -12,6 +12,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.graph.co_occurrence import item_co_occurrence
 from dream_pyg.graph.csr import row_pointer
 from dream_pyg.models.base import ClosedForm, ItemWeights, model_config
+from dream_pyg.models.space import Choice, LogRange, Space
 
 
 class ItemKNN(ClosedForm):
@@ -39,6 +40,11 @@ class ItemKNN(ClosedForm):
         """K: how many items at most an item listens to; of equally similar ones those with lower ids."""
         shrinkage: NonNegativeFloat = 100.0
         """h: added to every norm, so that few users in common count less; the larger, the more popularity tells."""
+
+    search_space: ClassVar[Space] = {
+        "model.num_item_neighbors": Choice((20, 50, 100, 200, 500, 1000)),
+        "model.shrinkage": LogRange(1.0, 1e3),
+    }
 
     pointer: Tensor
     index: Tensor

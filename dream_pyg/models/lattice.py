@@ -20,6 +20,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.models.space import RATE, Choice, LogRange, Space
 from dream_pyg.nn.item_features import FeatureScaling
 from dream_pyg.nn.item_structure import LatentStructure, unit_or_zero
 from dream_pyg.nn.losses import bpr_loss, l2_loss
@@ -84,6 +85,14 @@ class LATTICE(Recommender):
         """mu: weight of the L2 term on the batch's representations."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+
+    # MMRec: learning rate from 0.0001 to 0.005, L2 from 0 to 0.001.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "training.learning_rate_decay": Choice((1.0, 0.96)),
+        "model.num_item_layers": Choice((1, 2)),
+        "model.l2_weight": LogRange(1e-6, 1e-1),
+    }
 
     needs_features: ClassVar[bool] = True
     needs_item_knn: ClassVar[bool] = True

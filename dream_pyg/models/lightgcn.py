@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg.graph.sampling import ReceptiveField, interaction_hops
 from dream_pyg.graph.schema import INTERACTS, REV_INTERACTS
 from dream_pyg.models.base import Batch, Embeddings, Recommender, model_config, xavier_embedding
+from dream_pyg.models.space import RATE, Choice, LogRange, Space
 from dream_pyg.nn.losses import bpr_loss, l2_loss
 from dream_pyg.nn.propagation import Propagation
 
@@ -62,6 +63,13 @@ class LightGCN(Recommender):
         """Hops over the user-item graph."""
         l2_weight: NonNegativeFloat = 1e-3
         """Weight of the L2 term on the batch's layer-0 embeddings."""
+
+    # MMRec: one to four layers, L2 from 0.000001 to 0.01.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "model.num_layers": Choice((1, 2, 3, 4)),
+        "model.l2_weight": LogRange(1e-6, 1e-1),
+    }
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)

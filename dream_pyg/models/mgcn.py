@@ -22,6 +22,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.models.space import RATE, Choice, LogRange, Space
 from dream_pyg.nn.alignment import info_nce
 from dream_pyg.nn.fusion import AttentionFusion
 from dream_pyg.nn.gates import FilterGate
@@ -94,6 +95,14 @@ class MGCN(Recommender):
         """The mean of the shared and all specific parts, or the shared part plus the mean of the specific ones."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+
+    # arXiv 2308.03588, Section 4.1: contrastive weight from 0.001 to 0.1, decay of the learning rate in the code.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "training.learning_rate_decay": Choice((1.0, 0.96)),
+        "model.contrastive_weight": LogRange(1e-3, 1e-1),
+        "model.l2_weight": LogRange(1e-6, 1e-1),
+    }
 
     needs_features: ClassVar[bool] = True
     needs_item_knn: ClassVar[bool] = True

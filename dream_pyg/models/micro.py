@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
@@ -12,6 +14,7 @@ from dream_pyg import ranks
 from dream_pyg.graph.schema import ITEM, mask_name
 from dream_pyg.models.base import Batch, model_config
 from dream_pyg.models.lattice import LATTICE
+from dream_pyg.models.space import RATE, Choice, LogRange, Space
 from dream_pyg.nn.fusion import AttentionFusion, view_contrast
 from dream_pyg.nn.losses import bpr_loss, l2_loss
 
@@ -70,6 +73,14 @@ class MICRO(LATTICE):
         """tau of the contrastive fusion."""
         l2_weight: NonNegativeFloat = 1e-5
         """mu: weight of the L2 term on the batch's representations."""
+
+    # arXiv 2111.00678, Section 4.1.4.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "model.contrastive_weight": LogRange(1e-3, 1e-1),
+        "model.skip_weight": Choice((0.5, 0.7, 0.9)),
+        "model.l2_weight": LogRange(1e-6, 1e-1),
+    }
 
     def _add_fusion(self, num_modalities: int) -> None:
         self.fusion = AttentionFusion(self.config.embedding_dim) if num_modalities > 1 else None

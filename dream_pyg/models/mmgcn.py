@@ -19,6 +19,7 @@ from dream_pyg.models.base import (
     require_modalities,
     xavier_embedding,
 )
+from dream_pyg.models.space import Choice, LogRange, Space
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import bpr_loss, l2_loss
 from dream_pyg.nn.propagation import Propagation, mean_of_neighbors
@@ -71,6 +72,15 @@ class MMGCN(Recommender):
         """Weight of the L2 term on the batch's ID embeddings and preferences, where these are trained."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+
+    # MMRec: learning rate from 0.0001 to 0.01, L2 from 0 to 0.1; the paper: both combinations.
+    search_space: ClassVar[Space] = {
+        "training.learning_rate": LogRange(1e-4, 1e-2),
+        "model.num_layers": Choice((1, 2, 3)),
+        "model.combination": Choice(("add", "concat")),
+        "model.train_embeddings": Choice((True, False)),
+        "model.l2_weight": LogRange(1e-6, 1e-1),
+    }
 
     needs_features: ClassVar[bool] = True
 

@@ -19,6 +19,7 @@ from dream_pyg.models.base import (
     xavier_embedding,
 )
 from dream_pyg.models.lightgcn import propagate_interactions
+from dream_pyg.models.space import RATE, LogRange, Space
 from dream_pyg.nn.alignment import info_nce
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import l2_loss
@@ -73,6 +74,14 @@ class SLMRec(Recommender):
         """lambda: weight of the L2 term on the batch's ID embeddings."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+
+    # MMRec: alpha from 0.01 to 1, tau_s from 0.1 to 1, L2 from 0.0001 to 0.1.
+    search_space: ClassVar[Space] = {
+        **RATE,
+        "model.contrastive_weight": LogRange(1e-2, 1.0),
+        "model.contrastive_temperature": LogRange(0.1, 1.0),
+        "model.l2_weight": LogRange(1e-5, 1e-1),
+    }
 
     needs_features: ClassVar[bool] = True
 

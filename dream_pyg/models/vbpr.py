@@ -21,6 +21,7 @@ from dream_pyg.models.base import (
     require_modalities,
     xavier_embedding,
 )
+from dream_pyg.models.space import RATE, LogRange, Space
 from dream_pyg.nn.embeddings import embedding_rows
 from dream_pyg.nn.item_features import FeatureScaling, feature_projections
 from dream_pyg.nn.losses import bpr_loss, l2_loss
@@ -59,6 +60,9 @@ class VBPR(Recommender):
         """Weight of the L2 term on the batch's representations."""
         feature_scaling: FeatureScaling = "unit"
         """Item features before the projection: as given, in rows of norm 1, or in rows of norm sqrt(F)."""
+
+    # MMRec: L2 from 0.00001 to 2.
+    search_space: ClassVar[Space] = {**RATE, "model.l2_weight": LogRange(1e-5, 2.0)}
 
     needs_features: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = (*Recommender.tables, "user_preference")

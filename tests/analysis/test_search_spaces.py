@@ -8,25 +8,17 @@ import json
 import pytest
 import torch
 
-from dream_pyg.analysis.search_spaces import (
-    SEARCH_SPACES,
-    Choice,
-    ImageShare,
-    LogRange,
-    Range,
-    configure,
-    default_point,
-    describe_space,
-    search_space,
-)
+from dream_pyg.analysis.search_spaces import configure, default_point, describe_space, search_space
 from dream_pyg.config import RunConfig, TrainingConfig
 from dream_pyg.errors import ConfigError
 from dream_pyg.graph.build import build_graph
 from dream_pyg.models import MODELS
+from dream_pyg.models.space import Choice, ImageShare, LogRange, Range
 from dream_pyg.training.model import make_model, prepare_graph
 from tests.graphs import random_dataset
 
 MODALITIES = ["image", "text"]
+SEARCH_SPACES = {name: model.search_space for name, model in MODELS.items() if model.search_space}
 
 
 def test_every_model_with_hyper_parameters_has_a_space():

@@ -16,12 +16,13 @@ import pytest
 import sqlalchemy.engine
 
 from dream_pyg.analysis import tune as study
-from dream_pyg.analysis.search_spaces import ImageShare, default_point, search_space
+from dream_pyg.analysis.search_spaces import default_point, search_space
 from dream_pyg.analysis.tune import StudyResult, tune
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import write_json
 from dream_pyg.errors import ConfigError, Interrupted, MissingExtraError, ResumeError, StoreError, TrainingError
 from dream_pyg.models.bpr import BPR
+from dream_pyg.models.space import ImageShare
 from dream_pyg.training import trainer
 from tests.analysis.conftest import Killed
 
