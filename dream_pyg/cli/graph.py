@@ -51,6 +51,13 @@ _DATASET_OPTIONS = (
     click.option("--split-column", help="Column that gives each row's split."),
     click.option("--separator", metavar="CHARACTER", help="Between the columns of SOURCE; by default by its suffix."),
     click.option("--split", type=click.Choice(["given", "random", "leave_last_out", "time"]), help="How to split."),
+    click.option(
+        "--split-ratios",
+        type=float,
+        nargs=3,
+        metavar="TRAIN VALID TEST",
+        help="Shares of a random split or of one by time; that of test may be 0.  [default: 0.8 0.1 0.1]",
+    ),
     click.option("--split-seed", type=int, help="Seed of a random split."),
     click.option("--min-rating", type=float, help="Keep interactions with at least this rating; by default all."),
     click.option(
@@ -179,7 +186,7 @@ def dataset_config(
     if options["items"] is not None:
         config = config.with_section("items", path=str(options["items"].absolute()))
     sections = {
-        "split": {"method": "split", "seed": "split_seed"},
+        "split": {"method": "split", "ratios": "split_ratios", "seed": "split_seed"},
         "filter": {"min_rating": "min_rating", "k_core": "k_core"},
     }
     for section, keys in sections.items():
@@ -188,6 +195,11 @@ def dataset_config(
             config = config.with_section(section, **values)
     if options["split_seed"] is not None and config.split.method not in (None, "random"):
         raise ConfigError(f"--split-seed is for a random split, and this one is {config.split.method!r}. Leave it out.")
+    if options["split_ratios"] is not None and config.split.method not in (None, "random", "time"):
+        raise ConfigError(
+            f"--split-ratios is for a random split or one by time, and this one is {config.split.method!r}. Leave it "
+            "out."
+        )
     for modality in options["without"]:
         config = config if modality in known else config.without_modality(modality)
     for kind in ("features", "neighbors"):

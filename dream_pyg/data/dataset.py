@@ -33,9 +33,18 @@ from dream_pyg.data.features import (
     read_neighbors,
 )
 from dream_pyg.data.files import existing_file, read_toml, sha256_file
-from dream_pyg.data.interactions import SPLITS, Interactions, at_least, drop_duplicates, k_core, read_interactions
+from dream_pyg.data.interactions import (
+    SPLITS,
+    TEST,
+    Interactions,
+    at_least,
+    drop_duplicates,
+    k_core,
+    read_interactions,
+)
 from dream_pyg.data.splits import (
     DEFAULT_RATIOS,
+    EXPECTED_RATIOS,
     Labels,
     check_nonempty,
     check_ratios,
@@ -110,7 +119,7 @@ class SplitConfig(_Section):
     method: SplitMethod | None = None
     """By default ``given`` if the interactions file has a split column, else ``random``."""
     ratios: tuple[float, float, float] = DEFAULT_RATIOS
-    """Shares of train, valid and test, for ``random`` and ``time``."""
+    """Shares of train, valid and test, for ``random`` and ``time``; that of test may be 0."""
     seed: NonNegativeInt = 0
     """Seed of ``random``."""
 
@@ -120,7 +129,7 @@ class SplitConfig(_Section):
         try:
             check_ratios(ratios)
         except ConfigError as error:
-            raise ValueError("must be three positive shares of train, valid and test that sum to 1") from error
+            raise ValueError(EXPECTED_RATIOS) from error
         return ratios
 
 
@@ -373,7 +382,7 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
 
     Low ratings are dropped if asked for, then duplicates, then the k-core is taken, then interactions are split; at
     last valid and test lose the interactions of users without one in train. Such users stay in the catalogue, and so
-    do items without interactions unless a k-core was asked for.
+    do items without interactions unless a k-core was asked for. Test may be empty where nothing was to be in it.
 
     Args:
         config: The dataset.
@@ -415,7 +424,10 @@ def load_dataset(config: DatasetConfig, data_dir: str | Path | None = None) -> D
         item_ids=catalogue[items].rename("item_id"),
         cold=np.stack([user[~warm], item[~warm]]),
     )
-    check_nonempty(interactions.split, given=method == "given")
+    has_test = bool((split == TEST).any())
+    check_nonempty(interactions.split, given=method == "given", needs_test=has_test)
+    if not has_test:
+        logger.info("No interaction is in the test split: train on this graph with --no-test")
     column = config.interactions.item
     modalities = {name: _read_modality(name, files, catalogue, column).select(items) for name in config.modalities}
     report = {

@@ -15,6 +15,7 @@ Ratios = tuple[float, float, float]
 Labels = NDArray[np.uint8]
 
 DEFAULT_RATIOS: Ratios = (0.8, 0.1, 0.1)
+EXPECTED_RATIOS = "must be three positive shares of train, valid and test that sum to 1, but that of test may be 0"
 # With fewer, valid or test would take the last interaction to learn from.
 FEWEST_TO_SPLIT = 3
 
@@ -37,11 +38,12 @@ def split_random(user: NDArray[np.int64], ratios: Ratios = DEFAULT_RATIOS, seed:
     """Split each user's interactions at random, in the proportions of the field's published splits.
 
     A user with n interactions has ``max(1, floor(valid * n))`` in valid, ``max(1, floor(test * n + 1/2))`` in test and
-    the others in train: 3/1/1 of 5, 12/1/2 of 15. Users with fewer than three have all in train.
+    the others in train: 3/1/1 of 5, 12/1/2 of 15. Where the share of test is 0, none has any in test. Users with fewer
+    than three have all in train.
 
     Args:
         user: Internal user id of each interaction (E,).
-        ratios: Shares of train, valid and test.
+        ratios: Shares of train, valid and test; that of test may be 0.
         seed: Equal seeds give equal splits of equal interactions.
 
     Returns:
@@ -94,7 +96,7 @@ def split_by_time(timestamp: NDArray[Any], ratios: Ratios = DEFAULT_RATIOS) -> L
 
     Args:
         timestamp: Time of each interaction (E,).
-        ratios: Shares of train, valid and test.
+        ratios: Shares of train, valid and test; that of test may be 0.
 
     Returns:
         Labels (E,).
@@ -105,10 +107,9 @@ def split_by_time(timestamp: NDArray[Any], ratios: Ratios = DEFAULT_RATIOS) -> L
     """
     check_ratios(ratios)
     _check_times(timestamp)
-    first_of_valid, first_of_test = (
-        min(round(share * len(timestamp)), len(timestamp) - 1) for share in (ratios[0], ratios[0] + ratios[1])
-    )
-    cuts = np.partition(timestamp, (first_of_valid, first_of_test))[[first_of_valid, first_of_test]]
+    shares_before = (ratios[0], ratios[0] + ratios[1]) if ratios[2] else (ratios[0],)
+    first_of_next = [min(round(share * len(timestamp)), len(timestamp) - 1) for share in shares_before]
+    cuts = np.partition(timestamp, first_of_next)[first_of_next]
     return np.searchsorted(cuts, timestamp, side="right").astype(np.uint8)
 
 
@@ -119,45 +120,46 @@ def has_train_interaction(user: NDArray[np.int64], split: Labels) -> NDArray[np.
     return is_warm[user]
 
 
-def check_nonempty(split: Labels, *, given: bool) -> None:
+def check_nonempty(split: Labels, *, given: bool, needs_test: bool = True) -> None:
     """Check that train, valid and test all have interactions.
 
     Args:
         split: Labels (E,).
         given: Whether they come with the interactions.
+        needs_test: Whether test must have some. Valid always must: training stops by it.
 
     Raises:
         DataError: Naming the first that has none.
     """
     sizes = np.bincount(split, minlength=len(SPLITS))
     for name, size in zip(SPLITS, sizes, strict=True):
-        if not size:
+        if not size and (needs_test or name != SPLITS[TEST]):
             found = ", ".join(f"{count} {other}" for other, count in zip(SPLITS, sizes, strict=True))
+            why = " (training stops by them)" if name == SPLITS[VALID] else ""
             cure = (
-                f"Label some of them {name}, or choose another split.method (--split)"
+                f"Label some of them {name}{why}, or choose another split.method (--split)"
                 if given
-                else "Choose another split.method (--split) or split.ratios, or add interactions: a user needs at "
-                "least three for each split to get one"
+                else "Choose another split.method (--split) or split.ratios (--split-ratios), or add interactions: a "
+                "user needs at least three for each split to get one"
             )
             raise DataError(f"The {name} split is empty (interactions: {found}). {cure}.")
 
 
 def check_ratios(ratios: Ratios) -> None:
-    """Check that the shares of train, valid and test are positive and sum to 1.
+    """Check that the shares of train, valid and test are positive, but for that of test, which may be 0, and sum to 1.
 
     Raises:
         ConfigError: If they are not.
     """
-    if len(ratios) != len(SPLITS) or not all(share > 0 for share in ratios) or abs(sum(ratios) - 1) > 1e-6:
-        raise ConfigError(
-            f"ratios must be three positive shares of train, valid and test that sum to 1 (got {ratios})."
-        )
+    in_range = len(ratios) == len(SPLITS) and min(ratios[:2]) > 0 and ratios[2] >= 0
+    if not in_range or not abs(sum(ratios) - 1) <= 1e-6:  # which a share that is not a number is not either
+        raise ConfigError(f"ratios {EXPECTED_RATIOS} (got {ratios}).")
 
 
 def _held_out(count: NDArray[np.int64], ratios: Ratios) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many interactions of each user (U,) go to valid and to test; at least one stays in train."""
     tiny = 1e-9  # 0.3 * 10 must not be floored to 2
-    num_test = np.maximum(1, np.floor(ratios[2] * count + 0.5 + tiny)).astype(np.int64)
+    num_test = np.maximum(1 if ratios[2] else 0, np.floor(ratios[2] * count + 0.5 + tiny)).astype(np.int64)
     num_test = np.minimum(num_test, count - 2)
     num_valid = np.maximum(1, np.floor(ratios[1] * count + tiny)).astype(np.int64)
     num_valid = np.minimum(num_valid, count - 1 - num_test)

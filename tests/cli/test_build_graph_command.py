@@ -150,6 +150,38 @@ def test_split_seed_changes_the_split_and_nothing_else(command: Command, shop: P
     assert pairs[0] != pairs[1]
 
 
+def test_split_ratios(command: Command, shop: Path, tmp_path: Path):
+    build = ["build-graph", shop / "interactions.csv", "--format", "json"]
+    told = summary(command(*build, "--split-ratios", 0.5, 0.25, 0.25, "--out", tmp_path / "quarters"))
+    rows = pl.read_csv(shop / "interactions.csv").group_by("user_id").len()["len"].to_list()
+    assert told["valid"] == sum(max(1, n // 4) for n in rows)
+    assert told["test"] == sum(max(1, int(n / 4 + 0.5)) for n in rows)
+    by_time = summary(command(*build, "--split", "time", "--split-ratios", 0.9, 0.1, 0, "--out", tmp_path / "time"))
+    assert by_time["train"] == round(0.9 * sum(rows))
+    assert load_graph(tmp_path / "time").info["config"]["split"]["ratios"] == [0.9, 0.1, 0]
+
+
+def test_a_graph_without_test_is_trained_and_recommends(command: Command, shop: Path, tmp_path: Path):
+    built = command("build-graph", shop, "--split-ratios", 0.9, 0.1, 0, "--out", tmp_path / "graph", "--format", "json")
+    told = summary(built)
+    assert (told["valid"], told["test"]) == (60, 0)
+    assert "train on this graph with --no-test" in built.stderr
+    training = (
+        "train",
+        tmp_path / "graph",
+        "--model",
+        "bpr",
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+        "--run",
+        tmp_path / "run",
+    )
+    assert command(*training, "--no-test").exit_code == 0
+    assert command("recommend", tmp_path / "run", "--user", "user-00007").exit_code == 0
+
+
 def test_k_core_neighbors_self_and_modalities(command: Command, shop: Path, tmp_path: Path):
     text = (shop / "dataset.toml").read_text().split("[expected]")[0]
     shutil.copytree(shop, tmp_path / "data")
@@ -330,6 +362,11 @@ def test_an_interrupt_says_how_to_go_on(command: Command, shop: Path, tmp_path: 
     [
         (["--data-dir", "."], "--data-dir says where the files that a dataset.toml names lie"),
         (["--split", "leave_last_out", "--split-seed", "1"], "--split-seed is for a random split"),
+        (
+            ["--split", "leave_last_out", "--split-ratios", "0.9", "0.1", "0"],
+            "--split-ratios is for a random split or one",
+        ),
+        (["--split-ratios", "0.9", "0", "0.1"], "split.ratios: must be three positive shares"),
         (["--user-column", "user_id", "--item-column", "user_id"], "item and user are both the column 'user_id'"),
     ],
 )

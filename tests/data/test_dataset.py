@@ -216,6 +216,19 @@ def test_the_default_split_is_given_or_else_random(shop: Path) -> None:
     assert [random.report[split] for split in ("train", "valid", "test")] == [160, 20, 20]
 
 
+def test_test_may_be_empty_unless_something_was_to_be_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [(user, item, int(item == 9)) for user in range(20) for item in range(10)]
+    write_interactions(tmp_path / "shop.csv", rows)
+    with caplog.at_level("INFO", "dream_pyg"):
+        report = load(tmp_path).report
+    assert [report[split] for split in ("train", "valid", "test")] == [180, 20, 0]
+    assert "train on this graph with --no-test" in caplog.text
+    assert load(tmp_path, split={"method": "random", "ratios": [0.9, 0.1, 0]}).report["test"] == 0
+    write_interactions(tmp_path / "shop.csv", [*rows, (99, 0, 2)])  # of a user without any in train
+    with pytest.raises(DataError, match="The test split is empty"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("method", ["leave_last_out", "time"])
 def test_splits_by_time(tmp_path: Path, method: str) -> None:
     rows = [(user, item, 100 * item + user) for user in range(5) for item in range(10)]

@@ -97,10 +97,15 @@ def test_random_every_interaction_is_held_out_equally_often() -> None:
     np.testing.assert_allclose(held_out, 0.1, atol=5 * np.sqrt(0.1 * 0.9 / 2000))
 
 
-@pytest.mark.parametrize("ratios", [(0.8, 0.1, 0.2), (0.9, 0.1, 0.0), (1.2, -0.1, -0.1), (0.5, 0.5)])
+@pytest.mark.parametrize("ratios", [(0.8, 0.1, 0.2), (0.9, 0.0, 0.1), (1.0, 0.1, -0.1), (0.8, 0.2, np.nan), (0.5, 0.5)])
 def test_random_refuses_ratios(ratios: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="three positive shares"):
         split_random(np.zeros(5, dtype=np.int64), ratios)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(2, [2, 0]), (3, [2, 1]), (10, [9, 1]), (19, [18, 1]), (40, [36, 4])])
+def test_random_without_test(length: int, expected: list[int]) -> None:
+    assert sizes(split_random(np.zeros(length, dtype=np.int64), (0.9, 0.1, 0.0))) == [*expected, 0]
 
 
 @given(HISTORIES.filter(any), st.integers(2, 50), st.integers(0, 99))
@@ -145,6 +150,13 @@ def test_by_time_shares_are_exact_without_ties() -> None:
     assert timestamp[split == VALID].max() == 899
 
 
+def test_by_time_without_test() -> None:
+    timestamp = np.random.default_rng(0).permutation(1000)
+    split = split_by_time(timestamp, (0.9, 0.1, 0.0))
+    assert sizes(split) == [900, 100, 0]
+    assert timestamp[split == TRAIN].max() == 899
+
+
 def test_by_time_refuses_a_placeholder() -> None:
     with pytest.raises(DataError, match="timestamp is 7 in every interaction"):
         split_by_time(np.full(4, 7))
@@ -172,3 +184,11 @@ def test_an_empty_split_is_refused(labels: list[int], name: str) -> None:
     with pytest.raises(DataError, match=rf"The {name} split is empty .*Label some of them {name}"):
         check_nonempty(np.array(labels, dtype=np.uint8), given=True)
     check_nonempty(np.array([0, 1, 2], dtype=np.uint8), given=False)
+
+
+def test_only_test_may_be_empty_where_it_is_not_needed() -> None:
+    check_nonempty(np.array([0, 1], dtype=np.uint8), given=True, needs_test=False)
+    with pytest.raises(
+        DataError, match=r"The valid split is empty .*Label some of them valid \(training stops by them"
+    ):
+        check_nonempty(np.array([0, 0], dtype=np.uint8), given=True, needs_test=False)
