@@ -153,10 +153,11 @@ def dataset_config(
         source: A ``dataset.toml``, its directory, or a file of interactions.
         data_dir: Where the files lie that a ``dataset.toml`` names.
         options: The other options.
-        earlier: The configuration of an earlier version. A file of interactions then has the columns, filter and split
-            of that unless options say otherwise, and needs all files of each of its modalities that is not left out.
+        earlier: What the store of an earlier version says of itself. How that build's options filtered and split holds
+            on unless options say otherwise; a file of interactions also has its columns, and needs all files of each
+            of its modalities that is not left out.
     """
-    earlier = {} if earlier is None else earlier
+    previous, overrides = ({} if earlier is None else earlier.get(key, {}) for key in ("config", "overrides"))
     toml = source / "dataset.toml" if source.is_dir() else source
     asked = {name: options[f"{name}_column"] for name in ("user", "item", "timestamp", "rating", "split")}
     asked["separator"] = options["separator"]
@@ -174,15 +175,15 @@ def dataset_config(
                 "--data-dir says where the files that a dataset.toml names lie. Leave it out, and give the path of "
                 "each file."
             )
-        if earlier.get("items") and options["items"] is None:
+        if previous.get("items") and options["items"] is None:
             raise ConfigError(
                 "The graph has a list of all its items, for which no file is given. Add --items FILE, with the items "
                 "in the order of the new feature rows."
             )
-        interactions = {**earlier.get("interactions", {}), **columns, "path": str(source.absolute())}
-        kept = {key: earlier[key] for key in ("name", "items", "filter", "split") if key in earlier}
+        interactions = {**previous.get("interactions", {}), **columns, "path": str(source.absolute())}
+        kept = {key: previous[key] for key in ("name", "items", "filter", "split") if key in previous}
         config = DatasetConfig.create(interactions=interactions, **kept)
-        known = earlier.get("modalities", {})
+        known = previous.get("modalities", {})
     if options["items"] is not None:
         config = config.with_section("items", path=str(options["items"].absolute()))
     sections = {
@@ -190,8 +191,8 @@ def dataset_config(
         "filter": {"min_rating": "min_rating", "k_core": "k_core"},
     }
     for section, keys in sections.items():
-        values = {key: options[option] for key, option in keys.items() if options[option] is not None}
-        if values:
+        given = {key: options[option] for key, option in keys.items() if options[option] is not None}
+        if values := {**overrides.get(section, {}), **given}:
             config = config.with_section(section, **values)
     if options["split_seed"] is not None and config.split.method not in (None, "random"):
         raise ConfigError(f"--split-seed is for a random split, and this one is {config.split.method!r}. Leave it out.")
@@ -203,14 +204,14 @@ def dataset_config(
     for modality in options["without"]:
         config = config if modality in known else config.without_modality(modality)
     for kind in ("features", "neighbors"):
-        given = set()
+        named = set()
         for assignment in options[kind]:
             modality, equals, file = assignment.partition("=")
             if not equals or not modality or not file:
                 raise ConfigError(f"--{kind} wants MODALITY=FILE (got {assignment!r}), for example image=image.npy.")
-            if modality in given:
+            if modality in named:
                 raise ConfigError(f"--{kind} is given twice for {modality!r}. Give each modality one file.")
-            given.add(modality)
+            named.add(modality)
             config = config.with_modality(modality, **{kind: file})
     given_files = config.model_dump(include={"modalities"}, exclude_none=True)["modalities"]
     for modality in sorted(known.keys() - set(options["without"])):

@@ -47,11 +47,12 @@ def update_graph(
     """Bring GRAPH up to date with SOURCE, a new version of its dataset, as build-graph would build it.
 
     Items and users are known by their ids, and they, their features and interactions may be new, changed or gone. Only
-    new and changed rows are searched, and those that lost a neighbour. The parameters, the split and the k-core are
-    those of GRAPH, and where SOURCE is an interaction file, so are its columns.
+    new and changed rows are searched, and those that lost a neighbour. The parameters, the split and the filter are
+    those of GRAPH, also where options of its build said so, and where SOURCE is an interaction file, so are its
+    columns. Give files again that were given as options, and --without.
     """
     started = time.perf_counter()
-    config = dataset_config(source, data_dir, options, read_info(graph)["config"])
+    config = dataset_config(source, data_dir, options, read_info(graph))
     stored, updates = update_store(
         config, graph, out, data_dir=data_dir, overwrite=overwrite, num_neighbors=num_neighbors
     )

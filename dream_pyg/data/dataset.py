@@ -182,6 +182,12 @@ class DatasetConfig(_Section):
     expected: ExpectedConfig = ExpectedConfig()
 
     _directory: Path = PrivateAttr(default=Path())
+    _overrides: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
+
+    @property
+    def overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """What :meth:`with_section` was given, by section: what the ``dataset.toml`` does not say."""
+        return self._overrides
 
     @model_validator(mode="before")
     @classmethod
@@ -255,7 +261,9 @@ class DatasetConfig(_Section):
             ConfigError: If there is no such section or key, or a value is out of range.
         """
         previous = self.model_dump(include={section}).get(section) or {}
-        return self._replaced({"expected": ExpectedConfig(), section: {**previous, **values}})
+        config = self._replaced({"expected": ExpectedConfig(), section: {**previous, **values}})
+        config._overrides[section] = {**self._overrides.get(section, {}), **values}
+        return config
 
     def with_modality(
         self, name: str, *, features: str | Path | None = None, neighbors: str | Path | None = None
@@ -305,7 +313,9 @@ class DatasetConfig(_Section):
         return files
 
     def _replaced(self, sections: Mapping[str, Any]) -> Self:
-        return self._validated({**dict(self), **sections}, f"dataset {self.name!r}", self._directory)
+        config = self._validated({**dict(self), **sections}, f"dataset {self.name!r}", self._directory)
+        config._overrides = dict(self._overrides)
+        return config
 
     @classmethod
     def _validated(cls, values: Mapping[str, Any], where: str, directory: Path) -> Self:

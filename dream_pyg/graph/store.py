@@ -55,6 +55,8 @@ INFO, EDGES, FEATURES, USERS, ITEMS = (
     "users.parquet",
     "items.parquet",
 )
+DECIDED_ONCE = ("filter", "split")
+"""The sections of a dataset's configuration that stay as they are when a store is updated."""
 FILES = (INFO, EDGES, FEATURES, USERS, ITEMS)
 _REBUILD = "Build the graph again with `dream-pyg build-graph --overwrite`."
 _PACKAGES = ("dream-pyg", "torch", "torch-geometric", "faiss-cpu", "numpy", "polars")
@@ -193,6 +195,7 @@ def create_store(
         "fingerprint": make_fingerprint(config, inputs, parameters),
         "dataset": dataset.name,
         "config": config.model_dump(mode="json", exclude_none=True),
+        "overrides": {name: dict(config.overrides[name]) for name in DECIDED_ONCE if name in config.overrides},
         "split_method": dataset.split_method,
         "parameters": dict(parameters),
         "inputs": inputs,

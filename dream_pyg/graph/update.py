@@ -36,6 +36,7 @@ from dream_pyg.graph.schema import (
     mask_name,
 )
 from dream_pyg.graph.store import (
+    DECIDED_ONCE,
     FILES,
     StoredGraph,
     create_store,
@@ -181,12 +182,11 @@ def _check_same(stored: StoredGraph, config: DatasetConfig) -> None:
     """Refuse a dataset that is filtered or split in another way than the stored one."""
     earlier: dict[str, Any] = stored.info["config"]
     now = config.model_dump(mode="json", exclude_none=True)
-    sections = ("filter", "split")
-    other = differences({name: now[name] for name in sections}, {name: earlier[name] for name in sections})
+    other = differences(*({name: config[name] for name in DECIDED_ONCE} for config in (now, earlier)))
     if other:
         raise StoreError(
             f"{stored.path} was made in another way (here = this dataset, there = the store): {'; '.join(other)}. An "
-            f"update keeps that. Leave it as it was, or {_REBUILD}"
+            f"update keeps that. Leave it as it was, give it again if it was an option of the build, or {_REBUILD}"
         )
 
 

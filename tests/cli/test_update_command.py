@@ -78,6 +78,31 @@ def test_an_interaction_file_has_the_columns_and_the_split_of_the_graph(command:
     assert load_graph(tmp_path / "graph").info["config"]["split"]["method"] == "leave_last_out"
 
 
+def test_options_of_the_build_need_not_be_given_again(command: Command, data: Path, tmp_path: Path):
+    options = ("--split", "leave_last_out", "--k-core", 2)
+    told(command("build-graph", data, *options, "-k", 5, "--out", tmp_path / "old", "--format", "json"))
+    image = np.load(data / "image.npy")
+    image[7] = -image[7]
+    np.save(data / "image.npy", image)
+    rebuilt = told(command("build-graph", data, *options, "-k", 5, "--out", tmp_path / "rebuilt", "--format", "json"))
+    for old, new in (("old", "new"), ("new", "newer")):  # an update remembers them as well
+        updated = told(command("update-graph", tmp_path / old, data, "--out", tmp_path / new, "--format", "json"))
+        assert updated["fingerprint"] == rebuilt["fingerprint"]
+    refused = command("update-graph", tmp_path / "old", data, "--split", "random", "--out", tmp_path / "other")
+    assert refused.exit_code == 1
+    assert "split.method: random here, leave_last_out there" in refused.stderr
+    assert "give it again if it was an option of the build" in refused.stderr
+
+
+def test_a_changed_description_is_no_option_that_was_left_out(command: Command, data: Path, tmp_path: Path):
+    told(command("build-graph", data, "--k-core", 2, "-k", 5, "--out", tmp_path / "old", "--format", "json"))
+    described = (data / "dataset.toml").read_text()
+    (data / "dataset.toml").write_text(described.replace('method = "random"', 'method = "leave_last_out"'))
+    refused = command("update-graph", tmp_path / "old", data, "--out", tmp_path / "new")
+    assert refused.exit_code == 1
+    assert "split.method: leave_last_out here, random there. An update keeps that" in refused.stderr
+
+
 def test_a_split_is_not_changed_by_a_column_that_came_or_went(command: Command, tmp_path: Path):
     clicks = pl.DataFrame({"user_id": np.repeat(np.arange(8), 5), "item_id": np.tile(np.arange(10), 4)})
     clicks.write_csv(tmp_path / "plain.csv")

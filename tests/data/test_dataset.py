@@ -403,6 +403,9 @@ def test_sections_are_changed(tmp_path: Path) -> None:
     changed = config.with_section("split", method="random").with_section("filter", k_core=2)
     assert (changed.split.method, changed.split.seed, changed.filter.k_core) == ("random", 3, 2)
     assert changed.files() == config.files()
+    changed = changed.with_section("split", seed=5).without_modality("image")
+    assert changed.overrides == {"split": {"method": "random", "seed": 5}, "filter": {"k_core": 2}}
+    assert config.overrides == {}
     assert (config.expected.num_users, changed.expected.num_users) == (4, None)
     plain = DatasetConfig.create(interactions="x.csv").with_section("items", path="items.csv")
     assert plain.files()["items"] == Path("items.csv")

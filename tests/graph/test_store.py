@@ -234,6 +234,7 @@ def test_graph_json_records_how_it_was_made(shop: Path, shop_graph: Path):
         "text.features": "text.parquet",
     }
     assert info["config"]["split"]["method"] == "random"
+    assert info["overrides"] == {}
     graph = load_graph(shop_graph).graph
     assert info["counts"]["edges"] == {" ".join(kind): graph[kind].num_edges for kind in graph.edge_types}
     assert str(shop) not in json.dumps(info)  # where files lay on the builder's machine is nobody's business
