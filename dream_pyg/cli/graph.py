@@ -50,13 +50,18 @@ _DATASET_OPTIONS = (
     click.option("--rating-column", help="Column of ratings."),
     click.option("--split-column", help="Column that gives each row's split."),
     click.option("--separator", metavar="CHARACTER", help="Between the columns of SOURCE; by default by its suffix."),
-    click.option("--split", type=click.Choice(["given", "random", "leave_last_out", "time"]), help="How to split."),
+    click.option(
+        "--split",
+        type=click.Choice(["given", "random", "leave_last_out", "time"]),
+        help="How to split.  [default: given if there is a split column, else random by user, 8:1:1 with seed 0, "
+        "unless a dataset.toml or the graph that is updated says otherwise]",
+    ),
     click.option(
         "--split-ratios",
         type=float,
         nargs=3,
         metavar="TRAIN VALID TEST",
-        help="Shares of a random split or of one by time; that of test may be 0.  [default: 0.8 0.1 0.1]",
+        help="Shares of a random split or of one by time; that of test may be 0.",
     ),
     click.option("--split-seed", type=int, help="Seed of a random split."),
     click.option("--min-rating", type=float, help="Keep interactions with at least this rating; by default all."),
@@ -238,6 +243,7 @@ def describe(stored: StoredGraph, state: str, seconds: float) -> dict[str, Any]:
         "graph": str(stored.path),
         "state": state,
         "seconds": round(seconds, 2),
+        "split": _split_in_words(stored.info),
         **{key: value for key, value in counts.items() if key != "edges"},
         **{
             f"features {modality}": f"{stored.graph[ITEM][feature_name(modality)].size(1):,} numbers an item"
@@ -248,3 +254,11 @@ def describe(stored: StoredGraph, state: str, seconds: float) -> dict[str, Any]:
         **{key.replace("_", " "): value for key, value in stored.info["report"].items() if key not in counted},
         "fingerprint": stored.fingerprint[:12],
     }
+
+
+def _split_in_words(info: Mapping[str, Any]) -> str:
+    """How the interactions of a store were split."""
+    config = info["config"]["split"]
+    method = info.get("split_method", config.get("method", "not recorded"))  # by older stores
+    shares = ":".join(f"{share:g}" for share in config["ratios"])
+    return {"random": f"random by user, {shares}, seed {config['seed']}", "time": f"time, {shares}"}.get(method, method)

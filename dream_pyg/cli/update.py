@@ -49,7 +49,7 @@ def update_graph(
     Items and users are known by their ids, and they, their features and interactions may be new, changed or gone. Only
     new and changed rows are searched, and those that lost a neighbour. The parameters, the split and the filter are
     those of GRAPH, also where options of its build said so, and where SOURCE is an interaction file, so are its
-    columns. Give files again that were given as options, and --without.
+    columns. Files that were options, and --without, are to be given again.
     """
     started = time.perf_counter()
     config = dataset_config(source, data_dir, options, read_info(graph))

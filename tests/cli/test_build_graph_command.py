@@ -65,6 +65,7 @@ def test_a_csv_file_alone(command: Command, shop: Path, tmp_path: Path):
     rows = pl.read_csv(shop / "interactions.csv")
     assert told["users"] == 60
     assert told["items"] == rows["item_id"].n_unique()
+    assert told["split"] == "random by user, 0.8:0.1:0.1, seed 0"
     assert told["train"] + told["valid"] + told["test"] == len(rows)
     assert load_graph(tmp_path / "graph").item_ids.to_list() == sorted(set(rows["item_id"]))
 
@@ -115,7 +116,7 @@ def test_columns_by_name_and_leave_last_out(command: Command, shop: Path, tmp_pa
         command("build-graph", tmp_path / "clicks.csv", *columns, "--split", "leave_last_out",
                 "--out", tmp_path / "graph", "--format", "json")
     )  # fmt: skip
-    assert (told["valid"], told["test"]) == (60, 60)
+    assert (told["split"], told["valid"], told["test"]) == ("leave_last_out", 60, 60)
     stored = load_graph(tmp_path / "graph")
     last = dict(renamed.sort("when").group_by("who").agg(pl.col("what").last()).iter_rows())
     user, item = stored.graph["user", "interacts", "item"].test_edge_label_index.tolist()
@@ -130,6 +131,7 @@ def test_split_column(command: Command, shop: Path, tmp_path: Path):
         command("build-graph", tmp_path / "clicks.csv", "--split-column", "fold", "--out", tmp_path / "graph",
                 "--format", "json")
     )  # fmt: skip
+    assert told["split"] == "given"
     assert (told["test"], told["valid"]) == (len(range(0, len(frame), 10)), len(range(1, len(frame), 10)))
 
 
@@ -154,9 +156,11 @@ def test_split_ratios(command: Command, shop: Path, tmp_path: Path):
     build = ["build-graph", shop / "interactions.csv", "--format", "json"]
     told = summary(command(*build, "--split-ratios", 0.5, 0.25, 0.25, "--out", tmp_path / "quarters"))
     rows = pl.read_csv(shop / "interactions.csv").group_by("user_id").len()["len"].to_list()
+    assert told["split"] == "random by user, 0.5:0.25:0.25, seed 0"
     assert told["valid"] == sum(max(1, n // 4) for n in rows)
     assert told["test"] == sum(max(1, int(n / 4 + 0.5)) for n in rows)
     by_time = summary(command(*build, "--split", "time", "--split-ratios", 0.9, 0.1, 0, "--out", tmp_path / "time"))
+    assert by_time["split"] == "time, 0.9:0.1:0"
     assert by_time["train"] == round(0.9 * sum(rows))
     assert load_graph(tmp_path / "time").info["config"]["split"]["ratios"] == [0.9, 0.1, 0]
 

@@ -58,6 +58,12 @@ def test_every_option_says_what_it_does():
     assert unexplained == []
 
 
+@pytest.mark.parametrize("name", ["build-graph", "update-graph"])
+def test_the_default_split_is_said(command: Callable[..., Result], name: str):
+    text = " ".join(command(name, "--help").stdout.split())
+    assert "[default: given if there is a split column, else random by user, 8:1:1 with seed 0, unless" in text
+
+
 def test_version_of_the_module_is_that_of_the_package():
     done = subprocess.run([sys.executable, "-m", "dream_pyg", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == version("dream-pyg")
