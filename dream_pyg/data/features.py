@@ -189,8 +189,8 @@ def read_features(
     Args:
         path: A ``.npy`` file, or a ``.safetensors`` file with one tensor or one named ``features``: a matrix with a
             row for each item of the catalogue, in its order, which stays on disk. Or a ``.parquet`` file with a column
-            of external item ids and either a column ``features`` of equally long lists or F numeric columns, for any
-            of the items in any order, which is decoded into memory.
+            of external item ids and either F numeric columns or one column of equally long lists, which has to be
+            called ``features`` if there are others, for any of the items in any order, which is decoded into memory.
         item_ids: The catalogue: external item ids (I,).
         modality: Its name, for error messages.
         column: Of the ids in a ``.parquet`` file, if there is one of that name; else one with a well-known name.
@@ -342,14 +342,15 @@ def _read_keyed_features(path: Path, what: str, column: str | None) -> tuple[pl.
     if "features" in names:
         names = ["features"]
     frame = table.read({name: name for name in names})
-    if names == ["features"] and not frame["features"].dtype.is_numeric():
-        return ids, _matrix_of_lists(frame["features"], ids, f"{what}: {path}")
     unusable = [name for name in names if not frame[name].dtype.is_numeric()]
+    if len(names) == 1 and unusable:
+        return ids, _matrix_of_lists(frame[names[0]], ids, f"{what}: {path}")
     if unusable:
+        found = ", ".join(f"{name!r} is {frame[name].dtype}" for name in unusable[:3])
         raise DataError(
-            f"{what}: {path} must have numeric columns only, or one column 'features' of lists of numbers; "
-            f"{unusable[0]!r} is {frame[unusable[0]].dtype}. Convert it, remove it, or call the one column of lists "
-            "'features'."
+            f"{what}: {path} must have, beside {id_column!r}, numeric columns only or a single column of lists of "
+            f"numbers, but it has {len(names)} columns of which {found}. Remove what is no feature, or rename the "
+            "column of lists to 'features', so that the others are left out."
         )
     # In a floating type of its own NumPy shows nulls as NaN, which the scan reports with row and column.
     return ids, np.asarray(frame.to_numpy())
@@ -358,7 +359,7 @@ def _read_keyed_features(path: Path, what: str, column: str | None) -> tuple[pl.
 def _matrix_of_lists(lists: pl.Series, ids: pl.Series, where: str) -> NDArray[Any]:
     if not lists.dtype.is_nested() or isinstance(lists.dtype, pl.Struct) or not lists.dtype.inner.is_numeric():
         raise DataError(
-            f"{where}, column 'features': expected lists of numbers, got {lists.dtype}. Convert the column."
+            f"{where}, column {lists.name!r}: expected lists of numbers, got {lists.dtype}. Convert the column."
         )
     lists = lists.cast(pl.List(lists.dtype.inner))
     lengths = lists.list.len()

@@ -57,6 +57,14 @@ def test_the_index_of_a_pandas_frame_is_no_feature(tmp_path: Path):
     assert read_features(tmp_path / "image.parquet", pl.Series([1, 2])).shape == (2, 2)
 
 
+@pytest.mark.parametrize("form", ["parquet list", "parquet array"])
+def test_the_one_column_of_lists_has_any_name(tmp_path: Path, form: str):
+    path = write_features(tmp_path, form)
+    expected = read_features(path, IDS).to_array()
+    pl.read_parquet(path).rename({"features": "embedding"}).write_parquet(path)
+    np.testing.assert_array_equal(read_features(path, IDS).to_array(), expected)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int64"])
 def test_features_round_trip(tmp_path: Path, form: str, dtype: str) -> None:
@@ -247,6 +255,12 @@ def test_unknown_suffix_and_missing_file(tmp_path: Path) -> None:
         ({"item_id": ["a", "b"], "features": [[1.0], [None]]}, "features of item 'b' contain a null"),
         ({"item_id": ["a", "b"], "features": [[], []]}, "must be a matrix of real numbers|expected lists of numbers"),
         ({"item_id": ["a", "b"], "x": [1.0, 2.0], "title": ["s", "t"]}, "numeric columns only.*'title' is String"),
+        ({"item_id": ["a", "b"], "title": ["s", "t"]}, "column 'title': expected lists of numbers, got String"),
+        (
+            {"item_id": ["a", "b"], "vec": [[1.0], [2.0]], "embedding": [[1.0], [2.0]]},
+            r"a single column of lists of numbers, but it has 2 columns of which 'vec' is List\(Float64\), "
+            r"'embedding' is List\(Float64\)\. Remove what is no feature, or rename the column of lists to 'features'",
+        ),
         ({"item_id": ["a", "b"], "x": [1.0, None]}, "1 values .* the first is nan in row 1, item 'b', column 0"),
         ({"item_id": ["y", "z"], "x": [1.0, 2.0]}, "features for none of the 4 items"),
         ({"item_id": [], "x": []}, "has a header but no rows"),
