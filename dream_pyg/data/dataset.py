@@ -99,7 +99,7 @@ class ItemsConfig(_Section):
 
     path: str
     column: str | None = None
-    """Column of the item ids; by default a well-known name."""
+    """Column of the item ids; by default the name that it has in the interactions, or a well-known one."""
     separator: str | None = None
     """Between the columns of a text file; by default by suffix."""
 
@@ -489,13 +489,13 @@ def _split_method(config: DatasetConfig, frame: pl.DataFrame, path: Path) -> Spl
     method = config.split.method or ("given" if "split" in frame.columns else "random")
     if method == "given" and "split" not in frame.columns:
         raise DataError(
-            f"split.method is 'given', but {path} has no split column. Name it with interactions.split, or choose "
-            "'random', 'leave_last_out' or 'time'."
+            f"split.method is 'given', but {path} has no split column. Name it with interactions.split "
+            "(--split-column), or choose 'random', 'leave_last_out' or 'time' (--split)."
         )
     if method in ("leave_last_out", "time") and "timestamp" not in frame.columns:
         raise DataError(
-            f"split.method is {method!r}, but {path} has no timestamp column. Name it with interactions.timestamp, or "
-            "choose 'random' or 'given'."
+            f"split.method is {method!r}, but {path} has no timestamp column. Name it with interactions.timestamp "
+            "(--timestamp-column), or choose 'random' or 'given' (--split)."
         )
     unused = {
         "seed": config.split.seed != 0 and method != "random",
@@ -540,13 +540,13 @@ def _align_catalogue(
                     f"one of theirs, {interacted.min()!r} one of the interactions. Use the same item ids in both."
                 )
         return pl.concat([interacted, *(ids.alias("item_id") for ids in known)]).unique().sort(), frame
-    catalogue = read_item_ids(files["items"], config.items.column, config.items.separator)
+    catalogue = read_item_ids(files["items"], config.items.column, config.items.separator, config.interactions.item)
     catalogue, interacted = same_kind(catalogue, interacted)
     unknown = interacted.filter(pl.Series(positions(interacted, catalogue) < 0))
     if len(unknown):
         raise DataError(
             f"The item catalogue {files['items']} lacks {len(unknown)} of the {len(interacted)} items with "
-            f"interactions, for example {unknown.min()!r}. List every item, or leave out [items]."
+            f"interactions, for example {unknown.min()!r}. List every item, or leave out [items] (--items)."
         )
     return catalogue, frame.with_columns(frame["item_id"].cast(catalogue.dtype))
 

@@ -511,7 +511,7 @@ def _check_rows(num_rows: int, num_items: int, where: str) -> None:
     if num_rows != num_items:
         raise DataError(
             f"{where} has {num_rows} rows, but the item catalogue has {num_items} items. Give an items file that lists "
-            "the item id of each row ([items] path), or store the rows in Parquet with a column item_id."
+            "the item id of each row ([items] path, --items), or store the rows in Parquet with a column item_id."
         )
 
 

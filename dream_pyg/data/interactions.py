@@ -207,7 +207,7 @@ def at_least(frame: pl.DataFrame, min_rating: float) -> pl.DataFrame:
     if kept.is_empty():
         raise DataError(
             f"None of the {len(frame)} ratings is at least {min_rating:g}; the highest is {frame['rating'].max():g}. "
-            "Lower filter.min_rating, or leave it out."
+            "Lower filter.min_rating (--min-rating), or leave it out."
         )
     return kept
 
@@ -236,7 +236,7 @@ def k_core(frame: pl.DataFrame, k: int) -> pl.DataFrame:
         rows = rows[enough]
     raise DataError(
         f"The {k}-core of the {len(frame)} interactions is empty: no set of users and items has at least {k} "
-        "interactions each. Lower filter.k_core, or set it to 0."
+        "interactions each. Lower filter.k_core (--k-core), or set it to 0."
     )
 
 
@@ -260,8 +260,11 @@ def _parse_ratings(values: pl.Series, where: str) -> pl.Series:
     if values.dtype in (pl.Categorical, pl.Enum):
         values = values.cast(pl.String)
     if not (values.dtype.is_numeric() or values.dtype == pl.String):
-        raise DataError(f"{where}: expected numbers, got {values.dtype}. Convert the column, or leave min_rating out.")
-    cure = "Give every row its rating, or leave min_rating out."
+        raise DataError(
+            f"{where}: expected numbers, got {values.dtype}. Convert the column, or leave min_rating out "
+            "(--min-rating)."
+        )
+    cure = "Give every row its rating, or leave min_rating out (--min-rating)."
     return _all_finite(values.cast(pl.Float64, strict=False), values, where, "a number", cure)
 
 

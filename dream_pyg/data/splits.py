@@ -178,5 +178,5 @@ def _check_times(timestamp: NDArray[Any]) -> None:
     if len(timestamp) > 1 and timestamp.min() == timestamp.max():
         raise DataError(
             f"A split by time needs times that differ, but the timestamp is {timestamp[0]} in every interaction "
-            "(many published files carry a placeholder). Use split.method 'random' or 'given'."
+            "(many published files carry a placeholder). Use split.method (--split) 'random' or 'given'."
         )

@@ -111,8 +111,14 @@ class Table:
             )
         expected = repr(named) if named is not None else f"one of {', '.join(known)}"
         cure = f"Rename one{_or_name(role)}."
-        if self.separator is not None and len(self.columns) == 1:
-            cure += " If something else is between columns, say what (--separator, or `separator` in a dataset.toml)."
+        # A list of items may well have one column, whose name then looks like one.
+        if (
+            self.separator is not None
+            and len(self.columns) == 1
+            and (role != CATALOGUE or not next(iter(self.columns)).isidentifier())
+        ):
+            option = "`separator` under [items] of" if role == CATALOGUE else "--separator, or `separator` in"
+            cure += f" If something else is between columns, say what ({option} a dataset.toml)."
         raise DataError(
             f"{self.what}: {self.path} has no column for the {role}: expected {expected}, found "
             f"{', '.join(map(repr, self.columns))}. {cure}"
@@ -162,13 +168,16 @@ class Table:
         return _without_blank_end(rows.collect(engine="streaming", optimizations=whole), self.path)
 
 
-def read_item_ids(path: str | Path, column: str | None = None, separator: str | None = None) -> pl.Series:
+def read_item_ids(
+    path: str | Path, column: str | None = None, separator: str | None = None, elsewhere: str | None = None
+) -> pl.Series:
     """Read a catalogue of items: one row for each, in the order of the rows of feature matrices.
 
     Args:
         path: A text or Parquet file.
-        column: Of the external ids; by default a well-known name.
+        column: Of the external ids; by default ``elsewhere`` or a well-known name.
         separator: As for :meth:`Table.open`.
+        elsewhere: The column of item ids in the interactions, which the list may have as well.
 
     Returns:
         External ids (I,).
@@ -177,6 +186,8 @@ def read_item_ids(path: str | Path, column: str | None = None, separator: str | 
         DataError: If the file is unusable, or an id is missing or repeated.
     """
     table = Table.open(path, "Item catalogue", separator)
+    if column is None and elsewhere in table.columns:
+        column = elsewhere
     name = table.find(CATALOGUE, ITEM_COLUMNS, column)
     return unique_ids(table.read_ids(name), f"Item catalogue: {table.path}, column {name!r}")
 
@@ -302,4 +313,8 @@ def _or_name(role: str) -> str:
     """How to say which column it is, where that can be said."""
     if role in ("user", "item", "timestamp", "rating", "split"):
         return f", or name it (`{role}` in a dataset.toml, or --{role}-column)"
-    return ", or name it (`column` under [items] of a dataset.toml)" if role == CATALOGUE else ""
+    if role == CATALOGUE:
+        return (
+            ", or name it (`column` under [items] of a dataset.toml, or --item-column if the interactions call it so)"
+        )
+    return ""

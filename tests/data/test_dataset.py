@@ -134,6 +134,15 @@ def test_rows_of_features_follow_the_items_file(shop: Path) -> None:
     assert dataset.report["items_without_image"] == 1
 
 
+def test_a_list_of_items_may_call_its_column_as_the_interactions_do(shop: Path) -> None:
+    interactions = {"path": "sold.csv", "item": "sku"}
+    pl.read_csv(shop / "shop.csv").rename({"item": "sku"}).write_csv(shop / "sold.csv")
+    write_interactions(shop / "items.csv", [(30,), (20,), (10,), (40,)], "sku")
+    assert load(shop, interactions=interactions, items="items.csv").interactions.item_ids.to_list() == [30, 20, 10, 40]
+    write_interactions(shop / "items.csv", [(30,), (20,), (10,)], "item_id")
+    assert load(shop, interactions=interactions, items="items.csv").interactions.item_ids.to_list() == [30, 20, 10]
+
+
 def test_items_known_to_parquet_features_join_the_catalogue(shop: Path) -> None:
     pl.DataFrame({"item_id": [15, 30, 10], "x": [1.5, 3.0, 1.0]}).write_parquet(shop / "text.parquet")
     np.save(shop / "image.npy", np.ones((4, 2)))
@@ -184,7 +193,9 @@ def test_low_ratings_are_left_out_first_or_said_not_to_be_looked_at(
     with pytest.raises(ConfigError, match="rating and item are both the column 'item'"):
         load(tmp_path, interactions={"path": "shop.csv", "item": "item", "rating": "item"}, filter=lowest)
     write_interactions(tmp_path / "shop.csv", [("al", 1, 5), ("al", 2, 4)], "user,item,rating")
-    with pytest.raises(DataError, match=r"None of the 2 ratings is at least 6; the highest is 5. Lower"):
+    with pytest.raises(
+        DataError, match=r"None of the 2 ratings is at least 6; the highest is 5. Lower filter.min_rating \(--min-rat"
+    ):
         load(tmp_path, filter={"min_rating": 6})
 
 
@@ -254,14 +265,22 @@ def test_random_splits_forget_the_label_of_duplicates(tmp_path: Path) -> None:
         ({"modalities": {"image": {"features": "x.npy"}}}, r"Dataset 'shop', image\.features: .* missing"),
         ({"modalities": {"image": {"neighbors": "x.npz"}}}, r"Dataset 'shop', image\.neighbors: .* missing"),
         ({"items": "none.csv"}, r"Dataset 'shop', items: .* missing"),
-        ({"split": {"method": "time"}}, "'time', but .* no timestamp column"),
-        ({"interactions": "plain.csv", "split": {"method": "given"}}, "'given', but .* no split column"),
+        ({"split": {"method": "time"}}, r"'time', but .* no timestamp column.*interactions.timestamp \(--timestamp-c"),
+        (
+            {"interactions": "plain.csv", "split": {"method": "given"}},
+            r"'given', but .* no split column\. Name it with interactions.split \(--split-column\), or .*\(--split\)",
+        ),
         ({"interactions": "plain.csv", "split": {"method": "leave_last_out"}}, "timestamp is 0 in every interaction"),
-        ({"filter": {"k_core": 4}}, "The 4-core of the 6 interactions is empty"),
+        ({"filter": {"k_core": 4}}, r"The 4-core of the 6 interactions is empty.*Lower filter.k_core \(--k-core\)"),
         ({"items": "items.csv"}, r"lacks 1 of the 3 items with interactions, for example 20\. List every item"),
         ({"items": "twice.csv"}, "the id 10 occurs more than once"),
         ({"items": "gap.csv"}, "the id in row 2 is missing"),
         ({"items": {"path": "items.csv", "column": "sku"}}, "expected 'sku', found 'item_id'"),
+        ({"items": "sku.csv"}, r"found 'sku'\. Rename one, or name it \(`column` .*, or --item-column if .* so\)\.$"),
+        (
+            {"items": "semicolons.csv"},
+            r"found 'sku;title'\..* say what \(`separator` under \[items\] of a dataset.toml",
+        ),
         ({"modalities": {"image": {"features": "image.npy"}}}, r"Features of image: .* has 5 rows, .* has 3 items"),
         ({"modalities": {"text": {"features": "text.parquet"}}}, "are strings, but those of the interactions are int"),
         ({"expected": {"train": 3, "num_items": 3, "test": 1}}, "train 3 expected, 2 found; test 1 expected, 3 found"),
@@ -270,6 +289,8 @@ def test_random_splits_forget_the_label_of_duplicates(tmp_path: Path) -> None:
 def test_datasets_refused(shop: Path, values: dict[str, Any], message: str) -> None:
     write_interactions(shop / "plain.csv", [(1, item, 0) for item in range(5)], "user,item,timestamp")
     write_interactions(shop / "items.csv", [(10,), (30,), (40,)], "item_id")
+    write_interactions(shop / "sku.csv", [(10,), (20,), (30,)], "sku")
+    write_interactions(shop / "semicolons.csv", [("10;x",), ("20;y",)], "sku;title")
     write_interactions(shop / "twice.csv", [(10,), (10,), (20,), (30,)], "item_id")
     write_interactions(shop / "gap.csv", [(10, 1), (None, 1), (20, 1), (30, 1)], "item_id,x")
     np.save(shop / "image.npy", np.ones((5, 2)))
