@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import category, east_asian_width
 
 import click
 
@@ -20,16 +21,24 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows under the keys of the first as aligned columns; numbers align right."""
+    """Print rows under the keys of the first as columns aligned by what a terminal shows; numbers align right."""
     if not rows:
         return
     columns = list(rows[0])
     cells = [columns] + [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    widths = [max(_width(line[i]) for line in cells) for i in range(len(columns))]
     right = [all(isinstance(row.get(column), int | float) for row in rows) for column in columns]
     for line in cells:
-        padded = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True))
+        blanks = (" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True))
+        padded = (blank + cell if r else cell + blank for cell, blank, r in zip(line, blanks, right, strict=True))
         click.echo("  ".join(padded).rstrip())
+
+
+def _width(text: str) -> int:
+    """How many places of a terminal a text takes: those of East Asia two each, marks on another character none."""
+    return sum(
+        0 if category(one) in ("Mn", "Me", "Cf") else 2 if east_asian_width(one) in ("W", "F") else 1 for one in text
+    )
 
 
 def _cell(value: Any) -> str:
