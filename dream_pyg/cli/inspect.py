@@ -26,13 +26,24 @@ from dream_pyg.training.run import RunPaths
 @click.argument("path", type=click.Path(path_type=Path))
 @format_option
 def inspect(path: Path, output_format: str) -> None:
-    """Show what a graph store or a run holds; a store's checksums are verified."""
+    """Show what a graph store or a run holds; a store's checksums are verified.
+
+    The table has a run's test metrics at the cut-off of training.metric, JSON at all cut-offs.
+    """
     paths = RunPaths(path)
     described = _describe_run(paths) if paths.config.is_file() else load_graph(path).info
     if output_format == "json":
         print_json(described)
     else:
-        print_table([{"": key, "value": _plain(value)} for key, value in flatten(described).items()])
+        rows = flatten(described)
+        _, at, cut_off = str(rows.get("config.training.metric", "")).partition("@")
+        print_table(
+            [
+                {"": key, "value": _plain(value)}
+                for key, value in rows.items()
+                if not key.startswith("test.lines.") or key.endswith(at + cut_off)
+            ]
+        )
 
 
 @click.command(epilog="\b\nExamples:\n  dream-pyg models\n  dream-pyg models dream")

@@ -38,6 +38,15 @@ def test_tables_have_a_line_for_every_value(command: Command, shop_graph: Path, 
         assert expected in lines
 
 
+def test_the_table_has_test_metrics_at_one_cut_off(command: Command, shop_run: Path):
+    tested = json.loads((shop_run / "test_metrics.json").read_text())["lines"]
+    rows = [line.split()[0] for line in command("inspect", shop_run).stdout.splitlines()[1:]]
+    assert [row for row in rows if row.startswith("test.lines.")] == [
+        f"test.lines.{line}.{metric}" for line in tested for metric in tested[line] if metric.endswith("@20")
+    ]
+    assert "test.lines.modal.recall@20" in rows
+
+
 def test_hyperparameters_are_shown_as_they_are_written(command: Command, shop_graph: Path, tmp_path: Path):
     values = {
         "training.seed": "123456",
