@@ -351,11 +351,14 @@ def test_recalls_that_are_none(value: float):
 
 def test_auto_goes_by_the_size_and_says_so(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, logger="dream_pyg"):
+        assert choice.choose_engine("auto", 200, 24, "users by text") == "exact"
         assert choice.choose_engine("auto", 7050, 4096, "items by image") == "exact"
         assert choice.choose_engine("auto", 1_000_000, 384, "items by text") == "clusters"
         assert choice.choose_engine("hnsw", 1_000_000, 384, "items by text") == "hnsw"
-    small, large = (record.getMessage() for record in caplog.records)
+    tiny, small, large = (record.getMessage() for record in caplog.records)
+    assert tiny == "kNN of users by text: exact for 200 x 24 (--engine to choose)"
     assert small.startswith("kNN of items by image: exact for 7,050 x 4096")
+    assert "2e+11 operations or 1.4 s" in small  # 7050^2 * 4096 / 1.5e11 s
     assert "clusters for 1,000,000 x 384" in large
     assert "4e+14 operations or 43 min" in large  # 1e12 * 384 / 1.5e11 s
     assert "--engine" in large

@@ -40,15 +40,9 @@ def choose_engine(engine: Engine, num_rows: int, num_features: int, what: str) -
     operations = num_rows * num_rows * num_features  # N^2 / 2 pairs, 2 F operations each
     seconds = operations / _OPERATIONS_PER_SECOND
     chosen: ChosenEngine = "exact" if seconds <= _PATIENCE_SECONDS else "clusters"
-    logger.info(
-        "kNN of %s: %s for %s x %s, which exactly is about %.1g operations or %s at 150 GFLOP/s (--engine to choose)",
-        what,
-        chosen,
-        f"{num_rows:,}",
-        num_features,
-        operations,
-        f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.1f} s",
-    )
+    time = f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.1f} s"
+    cost = f", which exactly is about {operations:.1g} operations or {time} at 150 GFLOP/s" if seconds >= 1 else ""
+    logger.info("kNN of %s: %s for %s x %s%s (--engine to choose)", what, chosen, f"{num_rows:,}", num_features, cost)
     return chosen
 
 
