@@ -128,7 +128,9 @@ def test_leave_last_out_ties_follow_the_rows() -> None:
 
 
 def test_leave_last_out_refuses_a_placeholder() -> None:
-    with pytest.raises(DataError, match=r"timestamp is 0 in every interaction.*'random' or 'given'"):
+    with pytest.raises(
+        DataError, match=r"timestamp is 0 in every interaction.*split.method \(--split\) 'random' or 'given'"
+    ):
         split_leave_last_out(np.array([0, 0, 0]), np.array([0, 0, 0]))
 
 
