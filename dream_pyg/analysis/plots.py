@@ -72,8 +72,7 @@ def draw_gradient_conflict(table: pl.DataFrame) -> Any:
     """Figure 1a: the cosine of both gradients over epochs, and below it the share of nodes in conflict."""
     with _panels(["user", "item"], rows=2, sharey="row") as (figure, axes):
         for node, (top, bottom) in zip(_NODE_NAMES, axes.T, strict=True):
-            of_nodes = table.filter(nodes=node)
-            for index, (label, run) in enumerate(_groups(of_nodes, "run")):
+            for index, label, run in _runs(table, pl.col("nodes") == node):
                 epoch = run["epoch"]
                 top.fill_between(
                     epoch, run["cosine_q25"], run["cosine_q75"], color=_look(index)["color"], alpha=0.15, lw=0
@@ -81,6 +80,8 @@ def draw_gradient_conflict(table: pl.DataFrame) -> Any:
                 _curve(top, index, epoch, run["cosine"], label)
                 _curve(bottom, index, epoch, 100 * run["conflict_share"], label)
             for axis in (top, bottom):
+                if not axis.lines:
+                    _say(axis, f"No {node} embeddings\nare shared by both lines")
                 _epochs(axis)
             top.axhline(0, color="black", linewidth=1)
             top.set(title=_NODE_NAMES[node], ylim=(-1.05, 1.05))
@@ -201,13 +202,26 @@ def _curves(table: pl.DataFrame, panel: str, titles: dict[str, str], ylabel: str
     """A curve over epochs for each run, in a panel for each value of a column."""
     with _panels(list(titles), sharey=True) as (figure, axes):
         for (value, title), axis in zip(titles.items(), axes.flat, strict=True):
-            for index, (label, run) in enumerate(_groups(table.filter(pl.col(panel) == value), "run")):
+            for index, label, run in _runs(table, pl.col(panel) == value):
                 _curve(axis, index, run["epoch"], run["distance"], label)
             _epochs(axis)
             axis.set(title=title)
         axes[0, 0].set(ylabel=ylabel, ylim=(min(0.0, axes[0, 0].get_ylim()[0]), None))
         _legend(figure, axes)
     return figure
+
+
+def _runs(table: pl.DataFrame, shown: pl.Expr) -> Iterator[tuple[int, str, pl.DataFrame]]:
+    """The runs with something to show in a panel: the number of each in the whole table, its label and that part."""
+    for index, (label, run) in enumerate(_groups(table, "run")):
+        part = run.filter(shown)
+        if len(part):
+            yield index, label, part
+
+
+def _say(axis: Any, text: str) -> None:
+    """Write why a panel is empty."""
+    axis.text(0.5, 0.75, text, transform=axis.transAxes, ha="center", va="center")
 
 
 def _curve(axis: Any, index: int, x: pl.Series, y: pl.Series, label: str) -> None:
@@ -255,11 +269,15 @@ def _style() -> Iterator[None]:
 
 
 def _legend(figure: Any, axes: Any, **options: Any) -> None:
-    """One legend above all panels."""
-    handles, labels = axes.flat[0].get_legend_handles_labels()
+    """One legend above all panels, of whatever is in one of them."""
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    labels = list(handles)
     longest = max(map(len, labels)) + 6  # letters, with the handle
     rows = -(-len(labels) * longest // int(_LETTERS_PER_INCH * figure.get_figwidth()))
-    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // rows), **options)
+    figure.legend(handles.values(), labels, loc="outside upper center", ncols=-(-len(labels) // rows), **options)
 
 
 def _groups(table: pl.DataFrame, column: str) -> list[tuple[str, pl.DataFrame]]:

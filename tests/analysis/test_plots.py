@@ -89,6 +89,50 @@ def test_conflict_has_cosines_above_shares():
     assert legend(figure) == RUNS
 
 
+def conflict(rows: list[tuple[str, str]]) -> pl.DataFrame:
+    """Figure 1a's table for runs and the nodes that both lines of each share."""
+    table = pl.DataFrame(rows, schema=["run", "nodes"], orient="row").join(
+        pl.DataFrame({"epoch": range(2)}), how="cross"
+    )
+    names = ("cosine", "cosine_q25", "cosine_q75", "conflict_share")
+    return table.with_columns(**{name: pl.int_range(pl.len()) / 16 for name in names})
+
+
+def looks(figure: Figure) -> list[dict[str, str]]:
+    """The colour of each labelled curve, for each panel."""
+    return [{line.get_label(): line.get_color() for line in axis.lines if line.get_label() in RUNS}
+            for axis in figure.axes]  # fmt: skip
+
+
+def legend_looks(figure: Figure) -> dict[str, str]:
+    """The colour that the legend gives each label."""
+    (only,) = figure.legends
+    return {text.get_text(): line.get_color() for text, line in zip(only.get_texts(), only.get_lines(), strict=True)}
+
+
+def test_a_run_looks_the_same_in_each_panel_and_in_the_legend():
+    figure = draw_gradient_conflict(conflict([("with", "item"), ("without", "user"), ("without", "item")]))
+    told = legend_looks(figure)
+    assert set(told) == set(RUNS)
+    assert len(set(told.values())) == 2
+    user, item, *_ = looks(figure)
+    assert (user, item) == ({"without": told["without"]}, told)
+    table = by_epoch("modality", ["image", "text"])
+    some = draw_modal_forgetting(table.filter((pl.col("run") == "without") | (pl.col("modality") == "text")))
+    told = legend_looks(some)
+    assert set(told) == set(RUNS)
+    panels = dict(zip([axis.get_title() for axis in some.axes], looks(some), strict=True))
+    assert panels == {"Text features": told, "Image features": {"without": told["without"]}}
+
+
+def test_a_panel_without_a_curve_says_why():
+    figure = draw_gradient_conflict(conflict([("with", "item"), ("without", "item")]))
+    assert legend(figure) == RUNS
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [
+        ["No user embeddings\nare shared by both lines"], [], ["No user embeddings\nare shared by both lines"], []
+    ]  # fmt: skip
+
+
 def test_scores_are_bars_in_groups_of_runs():
     lines = ["behavior", "modal", "general"]
     rows = [
