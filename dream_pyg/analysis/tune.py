@@ -35,7 +35,7 @@ from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models.space import Choice, LogRange, Space
 from dream_pyg.presets import find_preset, load_presets
 from dream_pyg.training.run import RunPaths, read_epochs, seconds_of
-from dream_pyg.training.trainer import train
+from dream_pyg.training.trainer import TrainResult, train
 
 if TYPE_CHECKING:
     import optuna
@@ -59,7 +59,7 @@ class Trial(NamedTuple):
     state: str
     """``complete``, or ``pruned`` where validation fell behind or the loss became infinite."""
     value: float | None
-    """The best validation metric."""
+    """The validation metric of the finished run, with the vote that validation chose; of a pruned trial its best."""
     best_epoch: int
     epochs: int
     seconds: float
@@ -314,19 +314,22 @@ class _Search:
 
         before = read_epochs(paths) if begun else []
         pruned = any(observe(line["epoch"], line["valid"]) for line in before if "valid" in line)
+        finished: TrainResult | None = None
         try:
             if not pruned:
-                train(config, run, resume=begun, test=False, on_evaluation=observe)
-                pruned = trial.should_prune()
+                result = train(config, run, resume=begun, test=False, on_evaluation=observe)
+                finished = None if trial.should_prune() else result
         except TrainingError as error:
             if number == 0:  # The defaults must train, or nothing can be learned from the others.
                 raise
             logger.info("trial %d: %s", number, error)
-            pruned = True
         epochs = read_epochs(paths)
-        ended = "pruned" if pruned else "complete"
-        best_epoch = max(told, key=lambda epoch: told[epoch], default=0)
-        self._tell(trial, ended, told.get(best_epoch), best_epoch, len(epochs), seconds_of(epochs))
+        length = len(epochs), seconds_of(epochs)
+        if finished is not None:
+            self._tell(trial, "complete", finished.valid_metrics[metric], finished.best_epoch, *length)
+        else:
+            best_epoch = max(told, key=lambda epoch: told[epoch], default=0)
+            self._tell(trial, "pruned", told.get(best_epoch), best_epoch, *length)
 
     def _tell(
         self, trial: optuna.Trial, state: str, value: float | None, best_epoch: int, epochs: int, seconds: float

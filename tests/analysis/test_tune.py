@@ -69,6 +69,17 @@ def test_the_best_trial_is_best_on_validation_and_alone_is_tested(finished: Stud
     assert {path.parent for path in finished.path.glob("trials/*/checkpoints")} == {tested.parent}
 
 
+def test_the_value_of_a_trial_is_that_of_its_finished_run_with_the_vote_it_chose(shop_graph: Path, tmp_path: Path):
+    teacher = "training.teacher={share=0.0, vote=0.001, votes=[0.5, 2.0], model={l2_weight=20.0}}"
+    result = search(shop_graph, tmp_path / "study", 2, overrides=[teacher])
+    runs = [result.path / "trials" / f"{trial.number:03d}" for trial in result.trials]
+    infos = [json.loads((run / "run.json").read_text()) for run in runs]
+    assert [trial.value for trial in result.trials] == [info["valid"]["recall@20"] for info in infos]
+    assert [trial.best_epoch for trial in result.trials] == [info["best_epoch"] for info in infos]
+    assert any(info["vote"] > 0.001 for info in infos)  # else the vote of the study would do
+    assert f"validation recall@20 {result.best.value:.4f}" in (result.path / "best.toml").read_text()
+
+
 def test_the_files_of_a_study_say_what_its_result_says(finished: StudyResult):
     rows = list(csv.DictReader((finished.path / "trials.csv").open()))
     assert [float(row["value"]) for row in rows] == [trial.value for trial in finished.trials]
