@@ -87,12 +87,13 @@ def bench_graph(
         conditions: K, threads, repetitions, limits.
 
     Raises:
-        ConfigError: If an engine is unknown, or K does not fit a workload.
+        ConfigError: If an engine is unknown, two workloads have one name, or K does not fit a workload.
         StoreError: If ``out`` holds damaged runs or those of another machine, or another process measures into it.
         Interrupted: On SIGINT or SIGTERM; the same call continues.
     """
     conditions = conditions or Conditions()
     chosen = [find_engine(name) for name in engines]
+    _check_names(workloads)
     for workload in workloads:
         if conditions.num_neighbors >= workload.num_rows:
             raise ConfigError(
@@ -110,6 +111,19 @@ def bench_graph(
             with tempfile.TemporaryDirectory(dir=out, prefix=_SCRATCH) as scratch:
                 _Bench(workload, chosen, log, conditions, Path(scratch)).run()
     return log
+
+
+def _check_names(workloads: Sequence[Workload]) -> None:
+    """Refuse what a report could not tell apart."""
+    by_name: dict[str, str] = {}
+    for workload in workloads:
+        what = workload.path or "a generated data set"
+        if workload.name in by_name:
+            raise ConfigError(
+                f"Two data sets are called {workload.name!r}: {by_name[workload.name]} and {what}. A report tells data "
+                "sets apart by their names: rename a file, or measure each with an --out of its own."
+            )
+        by_name[workload.name] = what
 
 
 def sizes(workload: Workload, conditions: Conditions) -> list[int]:

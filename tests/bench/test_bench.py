@@ -402,6 +402,19 @@ def test_bad_input_is_one_error(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("other", ["there/300x8.npy", "300x8"])
+def test_data_sets_of_one_name_are_refused(command: Callable[..., CommandResult], tmp_path: Path, other: str):
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        np.save(tmp_path / place / "300x8.npy", ROWS)
+    first, second = tmp_path / "here" / "300x8.npy", tmp_path / other if "/" in other else other
+    result = command("bench", "graph", "--out", tmp_path / "out", "--dataset", first, "--dataset", second)
+    assert result.exit_code == 2
+    named = second if "/" in other else "a generated data set"
+    assert result.stderr.startswith(f"Error: Two data sets are called '300x8': {first} and {named}. ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_conditions_are_checked_in_python_too():
     with pytest.raises(ConfigError, match="repeats"):
         Conditions(repeats=0)
