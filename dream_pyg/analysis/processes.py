@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dream_pyg.config import RunConfig
@@ -18,12 +20,20 @@ from dream_pyg.errors import TrainingError
 logger = logging.getLogger("dream_pyg")
 
 _POLL_SECONDS = 0.1
+_DREAM_PYG = """
+import runpy
+from dream_pyg.analysis.processes import end_with_parent
+end_with_parent()
+runpy.run_module("dream_pyg", run_name="__main__", alter_sys=True)
+"""
+"""``python -m dream_pyg`` that does not outlive the process that started it."""
 
 
 def train_in_processes(tasks: Sequence[tuple[RunConfig, Path, bool]], jobs: int) -> Iterator[Path]:
     """Train runs, or what is left of them.
 
-    Whatever ends this early, an interrupt or a failure, asks the processes to save and waits for them.
+    Whatever ends this early, an interrupt or a failure, asks the processes to save and waits for them; if this process
+    is killed, they save and end by themselves.
 
     Args:
         tasks: Configurations, run directories, and whether the test split is read.
@@ -37,13 +47,13 @@ def train_in_processes(tasks: Sequence[tuple[RunConfig, Path, bool]], jobs: int)
     """
     waiting = list(tasks)[::-1]
     running: dict[Path, tuple[subprocess.Popen[bytes], Path]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _lifeline() as lifeline:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     config, run, test = waiting.pop()
                     files = Path(scratch) / str(len(waiting))
-                    running[run] = (_start(config, run, files, test=test), files)
+                    running[run] = (_start(config, run, files, lifeline, test=test), files)
                     logger.info("Training %s", run)
                 ended = [run for run, (process, _) in running.items() if process.poll() is not None]
                 for run in ended:
@@ -62,6 +72,30 @@ def train_in_processes(tasks: Sequence[tuple[RunConfig, Path, bool]], jobs: int)
                 process.wait()
 
 
+def end_with_parent() -> None:
+    """Have SIGTERM end this process, which saves then, as soon as the end of standard input says that its parent did.
+
+    Nobody else would: a training that goes on holds its run, and the parent's command could not continue.
+    """
+
+    def watch() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _lifeline() -> Iterator[int]:
+    """A pipe in which nothing is ever written, to read from: it ends with this process."""
+    watched, kept = os.pipe()
+    try:
+        yield watched
+    finally:
+        os.close(watched)
+        os.close(kept)
+
+
 def _reason(exit_code: int, said: list[str]) -> str:
     """Why a training ended, from its exit code and what it wrote to stderr."""
     if exit_code < 0:
@@ -70,16 +104,16 @@ def _reason(exit_code: int, said: list[str]) -> str:
     return (errors or said or [f"exit code {exit_code}"])[-1]
 
 
-def _start(config: RunConfig, run: Path, files: Path, *, test: bool) -> subprocess.Popen[bytes]:
+def _start(config: RunConfig, run: Path, files: Path, lifeline: int, *, test: bool) -> subprocess.Popen[bytes]:
     one_thread = config.training.model_copy(update={"num_threads": 1})
     config.model_copy(update={"training": one_thread}).save(files.with_suffix(".toml"))
-    command = [sys.executable, "-m", "dream_pyg", "--quiet", "train", "--config", str(files.with_suffix(".toml"))]
+    command = [sys.executable, "-c", _DREAM_PYG, "--quiet", "train", "--config", str(files.with_suffix(".toml"))]
     command += ["--run", str(run), *(["--resume"] if run.exists() else []), *([] if test else ["--no-test"])]
     with files.with_suffix(".log").open("wb") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then asks for a save, once.
         return subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=lifeline,
             stdout=subprocess.DEVNULL,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

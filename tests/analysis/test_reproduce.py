@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -30,7 +31,7 @@ from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import RunConfig
 from dream_pyg.data import validation
 from dream_pyg.data.dataset import DatasetConfig
-from dream_pyg.data.files import load_tensors, save_tensors
+from dream_pyg.data.files import held, load_tensors, save_tensors
 from dream_pyg.errors import ConfigError, Interrupted, StoreError, TrainingError
 from dream_pyg.graph.store import build_store, load_graph
 from dream_pyg.models.bpr import BPR
@@ -574,20 +575,54 @@ def test_a_failure_in_a_process_is_told(baby: Path, tmp_path: Path):
         reproduce("table2", baby, tmp_path / "out", num_seeds=1, models=["bpr"], overrides=overrides, jobs=2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_parent_saves_every_process(baby: Path, tmp_path: Path, number: int):
-    out = tmp_path / "out"
+def two_trainings(graph: Path, out: Path) -> subprocess.Popen[str]:
+    """A table whose two trainings beside each other have begun and will not end by themselves."""
     sets = [part for value in ("training.epochs=100000", "training.patience=100000") for part in ("--set", value)]
-    command = [sys.executable, "-m", "dream_pyg", "reproduce", "table2", "--graph", str(baby), "--out", str(out)]
+    command = [sys.executable, "-m", "dream_pyg", "reproduce", "table2", "--graph", str(graph), "--out", str(out)]
     command += ["--models", "bpr", "--seeds", "2", "--jobs", "2", *sets]
     parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(list(out.glob("runs/*/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
+    return parent
+
+
+def is_left(run: Path) -> bool:
+    """Whether no process trains a run."""
+    with contextlib.suppress(StoreError), held(run, "the run"):
+        return True
+    return False
+
+
+def statuses(out: Path) -> list[str]:
+    """How the runs of tables ended."""
+    return [json.loads(path.read_text())["status"] for path in out.glob("runs/*/*/run.json")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_parent_saves_every_process(baby: Path, tmp_path: Path, number: int):
+    parent = two_trainings(baby, tmp_path / "out")
     parent.send_signal(number)
     _, said = parent.communicate(timeout=300)
     assert parent.returncode == 130
     assert said.splitlines()[-1].startswith("Error: Interrupted; what there is of the tables of baby at")
-    infos = [json.loads(path.read_text()) for path in out.glob("runs/*/*/run.json")]
-    assert [info["status"] for info in infos] == ["interrupted"] * 2
+    assert statuses(tmp_path / "out") == ["interrupted"] * 2
+
+
+@pytest.mark.slow
+def test_a_parent_that_is_killed_leaves_no_process_behind(baby: Path, tmp_path: Path):
+    parent = two_trainings(baby, tmp_path / "out")
+    parent.kill()
+    parent.communicate(timeout=300)
+    deadline = time.monotonic() + 60
+    runs = list((tmp_path / "out").glob("runs/*/*"))
+    while not all(is_left(run) for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [is_left(run) for run in runs] == [True] * 2
+    assert statuses(tmp_path / "out") == ["interrupted"] * 2
+    for run in runs:
+        config = RunConfig.load(run / "config.toml")
+        done = int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["epoch"])
+        shorter = config.model_copy(update={"training": config.training.model_copy(update={"epochs": done + 1})})
+        assert train(shorter, run, resume=True, test=False).epochs == done + 1
