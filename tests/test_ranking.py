@@ -242,6 +242,17 @@ def test_scores_of_many_summands_are_no_further_off_than_is_said():
         assert (off > said / size).all()  # so that as many summands matter
 
 
+@pytest.mark.parametrize(("size", "finite"), [(1e18, True), (1e25, False), (float("nan"), False)])
+@pytest.mark.parametrize("num_dims", [1, 64])
+def test_nothing_is_said_of_how_far_scores_are_off_that_are_too_large(size, finite, num_dims):
+    embeddings = Embeddings(torch.full((1, num_dims), size), torch.full((2, num_dims), size))
+    history = UserItems.from_pairs(torch.tensor([[0, 0], [0, 1]]), 1)
+    weights = ItemWeights(history, torch.full((2, 2), size if finite else 10 * size**1.5))
+    for scorer in (embeddings, weights):
+        assert scorer.scores(torch.tensor([0])).isfinite().all() == finite
+        assert scorer.rounding(torch.tensor([0])).isfinite().all() == finite
+
+
 @settings(deadline=None)
 @given(SCORERS, SEEDS, st.integers(1, 7), st.integers(2, 30), st.integers(1, 12), st.integers(1, 8), st.integers(1, 40))
 def test_who_cannot_hit_has_no_wanted_item_in_the_top(

@@ -62,7 +62,10 @@ class Scorer(Protocol):
         """What scores the same users for these few items alone (N,), none of them twice, in this order."""
 
     def rounding(self, user: Tensor) -> Tensor:
-        """How far a score of each of these users (B,) may be from what it is without rounding (B,)."""
+        """How far a score of each of these users (B,) may be from what it is without rounding (B,).
+
+        Not finite where a score may be too large for its type, or is no number.
+        """
 
     def detach(self) -> Self:
         """The same without gradients."""
@@ -105,7 +108,7 @@ class Embeddings(NamedTuple):
         """In any order, the inner product of x and y is off by D eps / 2 |x| |y| at most (Higham 2002, Eq. 3.5)."""
         longest = torch.linalg.vector_norm(self.item.detach(), dim=1).max()
         norm = torch.linalg.vector_norm(self.user.detach()[user], dim=1)
-        return self.item.size(1) * _half_eps(norm) * longest * norm
+        return longest * norm * (self.item.size(1) * _half_eps(norm))
 
     def detach(self) -> Embeddings:
         """The same without gradients."""

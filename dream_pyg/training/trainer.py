@@ -73,6 +73,11 @@ _OWN_TO_MACHINES = ("graph", "training.num_threads")
 _MADE_BY = ("device", "processor", "num_threads", "num_processes", "versions")
 """What ``run.json`` says of where a run was trained."""
 _STEPS_BETWEEN_CHECKS = 32
+_ANEW = (
+    "Train anew in another directory, with a lower learning rate or lower weights of the losses; what earlier epochs "
+    "gave stays."
+)
+"""The cure of a training that diverged: neither can be changed in a run."""
 
 
 class TrainResult(NamedTuple):
@@ -120,7 +125,7 @@ def train(
         StoreError: If something is at ``run`` and ``resume`` is off, nothing can be written there, or another process
             trains it.
         ResumeError: If the run was made with another configuration or graph, or its checkpoint is damaged.
-        TrainingError: If a loss is no longer finite.
+        TrainingError: If a loss, weights or scores are no longer finite; checkpoints are then those of before.
         DataError: If the graph has no validation split.
         ConfigError: If processes differ in what they were told, or are more than there are GPUs or triplets of a batch,
             or if memory is too small.
@@ -379,10 +384,12 @@ class _Session:
                 self.step += 1
                 bar.update()
                 if ranks.any_says(interrupted.is_set()):
+                    ranks.together(self._check_weights)
                     self.loss_sums, self.epoch_seconds = monitor.sums(), time.perf_counter() - started
                     self.save()
                     raise self._interruption(f"in epoch {self.epoch + 1}")
         losses = {name: value / len(batches) for name, value in monitor.sums().items()}
+        ranks.together(self._check_weights)
         seconds = time.perf_counter() - started
         self.epoch, self.step, self.loss_sums, self.epoch_weights = self.epoch + 1, 0, {}, {}
         self.epoch_seconds = 0.0
@@ -424,6 +431,22 @@ class _Session:
             optimizer.step()
         monitor.add(terms)
 
+    def _check_weights(self) -> None:
+        """Refuse weights that are not finite, which no loss was computed with yet, before good ones are overwritten."""
+        broken = [name for name, value in self.model.named_parameters() if not _all_finite(value.detach())]
+        if broken:
+            raise TrainingError(
+                f"Weights of {', '.join(broken)} are no longer finite in epoch {self.epoch + 1}, after step "
+                f"{self.step}. {_ANEW}"
+            )
+
+    def _check_scores(self, scorer: Scorer) -> None:
+        """Refuse finite weights whose scores may be too large for their type, before they are ranked."""
+        users = torch.arange(scorer.num_users, device=self.device)
+        if not _all_finite(scorer.rounding(users)):
+            cure = _ANEW if self.model.learns else "Train anew in another directory, with a higher l2_weight."
+            raise TrainingError(f"Scores after epoch {self.epoch} are too large, or no numbers at all. {cure}")
+
     def _set_learning_rate(self) -> None:
         rate = self.config.learning_rate * self.config.learning_rate_decay ** (self.epoch / 50)
         for optimizer in self.optimizers:
@@ -454,7 +477,9 @@ class _Session:
             self.stopped = ranks.first_says(self.on_evaluation(self.epoch, record["valid"]))
 
     def _validation_metrics(self) -> dict[str, float]:
-        return _metrics_of(scorer_of(self.model, self.graph, self.vote), self.graph, self.config)
+        scorer = scorer_of(self.model, self.graph, self.vote)
+        ranks.together(lambda: self._check_scores(scorer))
+        return _metrics_of(scorer, self.graph, self.config)
 
 
 def _metrics_of(scorer: Scorer, graph: HeteroData, config: TrainingConfig) -> dict[str, float]:
@@ -553,11 +578,15 @@ class _LossMonitor:
             for name, value in zip(self._names, values, strict=True):
                 if not -float("inf") < value < float("inf"):
                     raise TrainingError(
-                        f"The loss term {name!r} became {value} in epoch {self._epoch + 1}, step {self._step}. "
-                        "Lower the learning rate or the term's weight; earlier epochs are kept."
+                        f"The loss term {name!r} became {value} in epoch {self._epoch + 1}, step {self._step}. {_ANEW}"
                     )
                 self._sums[name] = self._sums.get(name, 0.0) + value
         self._pending = []
+
+
+def _all_finite(values: Tensor) -> bool:
+    # By the least and the largest, which takes a thirtieth of the time of a look at each, and no memory.
+    return values.numel() == 0 or bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -339,12 +339,42 @@ def test_a_loss_that_is_not_finite_names_its_term_and_step(stored, finished, tmp
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
         on_step(patched, STEPS + 3, lambda terms: {**terms, "inter": terms["inter"] * number})
-        with pytest.raises(TrainingError, match=rf"'inter' became {number} in epoch 2, step 3"):
+        with pytest.raises(TrainingError, match=rf"'inter' became {number} in epoch 2, step 3\. Train anew"):
             train(configure(stored), run)
     assert read_checkpoint(run)["epoch"] == 1
     # What came before is good to go on from.
     train(configure(stored), run, resume=True)
     assert_same_run(finished, run)
+
+
+def nan_gradient(terms):
+    """The same loss, whose gradient is no number."""
+    return {**terms, "inter": terms["inter"] + (0 * terms["inter"]).sqrt()}
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_weights_that_the_last_step_spoilt_are_not_kept(stored, finished, tmp_path, monkeypatch, interrupted):
+    step, run = STEPS + 3 if interrupted else 2 * STEPS, tmp_path / "run"
+
+    def act(terms):
+        return nan_gradient(interrupt(signal.SIGINT)(terms) if interrupted else terms)
+
+    with monkeypatch.context() as patched:
+        on_step(patched, step, act)
+        with pytest.raises(TrainingError, match=rf"Weights of .*epoch 2, after step {step - STEPS}\. Train anew in an"):
+            train(configure(stored), run)
+    assert [line["epoch"] for line in read_metrics(run)] == [read_checkpoint(run)["epoch"]] == [1]
+    train(configure(stored), run, resume=True)
+    assert_same_run(finished, run)
+
+
+def test_weights_whose_scores_would_be_too_large_are_not_kept(stored, tmp_path):
+    paths = RunPaths(tmp_path / "run")
+    config = configure(stored, "bpr", epochs=1, batch_size=1000, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"Scores after epoch 1 are too large.*with a lower learning rate"):
+        train(config, paths.root)
+    assert (read_checkpoint(paths.root)["epoch"], paths.best.exists(), paths.metrics.exists()) == (0, False, False)
+    assert read_run_info(paths)["status"] == "failed"
 
 
 def pretend_metrics(monkeypatch, values: list[float]) -> list[float]:
