@@ -329,9 +329,11 @@ class _Session:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         for name in _PROGRESS:
             setattr(self, name, state.get(name, getattr(self, name)))  # an older version's has no seconds
-        if self.epoch > self.config.epochs:
+        # A run that was killed after a best epoch may have it without the checkpoint that knows of it.
+        best = ranks.together(lambda: read_best(self.paths)[0] if self.paths.best.is_file() else 0)
+        if (epochs := max(self.epoch, best)) > self.config.epochs:
             raise ResumeError(
-                f"The run at {self.paths.root} has {self.epoch} epochs already, more than training.epochs = "
+                f"The run at {self.paths.root} has {epochs} epochs already, more than training.epochs = "
                 f"{self.config.epochs}. Ask for at least as many, or train anew in another directory."
             )
         if (teacher := teacher_of(self.config, self.model)) is not None:

@@ -19,7 +19,7 @@ from dream_pyg.errors import Interrupted, ResumeError, StoreError, TrainingError
 from dream_pyg.models import DREAM, Batch
 from dream_pyg.training import trainer
 from dream_pyg.training.model import make_model, prepare_graph
-from dream_pyg.training.run import RunPaths, load_run, read_epochs, read_run_info, update_info
+from dream_pyg.training.run import RunPaths, load_run, read_epochs, read_run_info, save_best, update_info
 from dream_pyg.training.trainer import train
 from dream_pyg.training.triplets import TripletSampler
 from tests.graphs import PlantedBlocks
@@ -418,6 +418,18 @@ def test_weights_of_a_later_best_epoch_than_the_state_knows_are_tested_as_what_t
     result = train(configure(stored, epochs=3), tmp_path / "other", resume=True)
     assert (result.best_epoch, result.valid_metrics) == (3, json.loads(best[1]["valid"]))
     assert read_run_info(RunPaths(tmp_path / "other"))["best_epoch"] == 3
+
+
+def test_fewer_epochs_than_the_best_has_are_refused_even_if_the_checkpoint_has_fewer(stored, finished, tmp_path):
+    # As if the run was killed after epoch 4 was saved as the best, when the checkpoint was that of epoch 2.
+    run = RunPaths(tmp_path / "run")
+    train(configure(stored, epochs=2), run.root)
+    save_best(run, load_tensors(RunPaths(finished).best)[0], 4, {"recall@20": 1.0})
+    before = contents(run.root)
+    with pytest.raises(ResumeError, match=r"has 4 epochs already, more than training\.epochs = 3\. Ask for at least"):
+        train(configure(stored, epochs=3), run.root, resume=True)
+    assert contents(run.root) == before
+    assert train(configure(stored), run.root, resume=True).best_epoch == 4
 
 
 def test_patience_counts_evaluations_not_epochs(stored, tmp_path, monkeypatch):
