@@ -21,12 +21,13 @@ import torch
 from click.testing import Result
 
 from dream_pyg import DatasetConfig, StoreError, build_store, load_graph, load_run
-from dream_pyg.data.files import load_tensors
+from dream_pyg.data.files import load_tensors, save_tensors
 from dream_pyg.errors import DreamPygError, ResumeError
 from dream_pyg.graph import store
 from dream_pyg.graph.knn import choice
 from dream_pyg.graph.store import read_info
 from dream_pyg.training.checkpoint import load_checkpoint
+from dream_pyg.training.run import RunPaths, read_best, read_epochs, update_info
 
 Command = Callable[..., Result]
 STORE_FILES = ["graph.json", "edges.safetensors", "features.safetensors", "users.parquet", "items.parquet"]
@@ -628,6 +629,72 @@ def test_what_is_no_run(command: Command, shop_graph: Path, tmp_path: Path, name
 def test_a_run_without_a_best_epoch_says_how_to_go_on(command: Command, damaged_run: Path):
     (damaged_run / "checkpoints" / "best.safetensors").unlink()
     with refusal(damaged_run.parent, 1, "no best epoch", "--resume") as results:
+        results.append(command("evaluate", damaged_run))
+
+
+def test_a_finished_run_without_its_best_weights_says_what_to_do_when_it_is_resumed(
+    command: Command, damaged_run: Path
+):
+    (damaged_run / "checkpoints" / "best.safetensors").unlink()
+    result = command("train", "--resume", "--run", damaged_run)
+    fragments = ("best.safetensors", "restore the file from a copy", "train anew in another directory")
+    assert_named(result.exit_code, result.stdout, result.stderr, 1, *fragments)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "recommend", "export"])
+def test_a_run_that_is_not_finished_is_opened_with_a_warning(
+    command: Command, damaged_run: Path, tmp_path: Path, name: str
+):
+    arguments = [name, damaged_run, *(["--out", tmp_path / "shipped"] if name == "export" else [])]
+    assert command(*arguments).stderr == ""
+    best, _ = read_best(RunPaths(damaged_run))
+    update_info(RunPaths(damaged_run), status="interrupted")
+    result = command(*arguments, *(["--overwrite"] if name == "export" else []))
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"{damaged_run} is not finished (interrupted): this is epoch {best}, the best so far. Continue it with "
+        f"`dream-pyg train --resume --run {damaged_run}`.\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["{}", "5", '{"epoch": 1}', '{"epoch": 1, "train_seconds": null}', "[]", "{"])
+def test_metrics_that_are_those_of_no_epoch(damaged_run: Path, text: str):
+    (damaged_run / "metrics.jsonl").write_text(f"{text}\n")
+    with pytest.raises(StoreError, match=r"metrics\.jsonl is damaged.* Restore it from a copy, or train anew"):
+        read_epochs(RunPaths(damaged_run))
+
+
+@pytest.mark.parametrize("text", ['{"epoch": 3}', '{"epoch": 3, "lines": 5}', '{"epoch": 3, "lines": {}}', "{}"])
+def test_a_test_without_its_metrics(command: Command, damaged_run: Path, text: str):
+    path = damaged_run / "test_metrics.json"
+    written = path.read_text()
+    path.write_text(text)
+    resume = ("train", "--resume", "--run", damaged_run)
+    result = command(*resume)
+    assert_named(result.exit_code, result.stdout, result.stderr, 1, "test_metrics.json is damaged", "Remove it")
+    path.unlink()
+    assert command(*resume).exit_code == 0
+    assert path.read_text() == written
+
+
+@pytest.mark.parametrize("key", ["config", "graph_fingerprint", "seed", "device", "versions", "epochs", "best_epoch"])
+def test_a_run_json_without_what_a_run_records(command: Command, damaged_run: Path, key: str):
+    path = damaged_run / "run.json"
+    info = json.loads(path.read_text())
+    for damaged in ({**info, key: None}, {name: value for name, value in info.items() if name != key}):
+        path.write_text(json.dumps(damaged))
+        with refusal(damaged_run.parent, 1, "run.json is damaged", "Restore it from a copy, or train anew") as results:
+            results.append(command("evaluate", damaged_run))
+    if key in {"epochs", "best_epoch"}:  # which are known when a run ends
+        update_info(RunPaths(damaged_run), status="interrupted")
+        assert command("evaluate", damaged_run).exit_code == 0
+
+
+@pytest.mark.parametrize("metadata", [{}, {"epoch": "1"}, {"epoch": "first", "valid": "{}"}])
+def test_weights_that_are_those_of_no_epoch(command: Command, damaged_run: Path, metadata: dict[str, str]):
+    best = damaged_run / "checkpoints" / "best.safetensors"
+    save_tensors(best, load_tensors(best)[0], metadata)
+    with refusal(damaged_run.parent, 1, "best.safetensors is damaged", "Restore it from a copy") as results:
         results.append(command("evaluate", damaged_run))
 
 

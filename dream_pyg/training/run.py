@@ -15,6 +15,7 @@ Layout::
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import time
 from collections.abc import Mapping
@@ -36,6 +37,19 @@ from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models import Embeddings, Recommender, Scorer
 from dream_pyg.training.model import load_weights, make_model, prepare_graph, scorer_of, teacher_of
 from dream_pyg.training.vote import Vote, VotedScores
+
+logger = logging.getLogger("dream_pyg")
+
+_RECORDED = {
+    "config": dict,
+    "graph_fingerprint": str,
+    "seed": int,
+    "device": str,
+    "num_threads": int,
+    "versions": dict,
+}
+"""What ``run.json`` surely holds."""
+_RECORDED_AT_THE_END = {"epochs": int, "best_epoch": int}
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,7 @@ class RunPaths:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its configuration, graph and model with the best epoch's weights."""
+    """A run: its configuration, graph and model with the best epoch's weights."""
 
     paths: RunPaths
     config: RunConfig
@@ -142,7 +156,7 @@ class Run:
 
 
 def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None = None) -> Run:
-    """Open a run with the weights of its best epoch.
+    """Open a run with the weights of its best epoch, which is the best so far if it is not finished: then it is warned.
 
     Args:
         path: The run directory.
@@ -155,8 +169,7 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     paths = RunPaths(Path(path))
     if not paths.config.is_file():
         raise StoreError(f"{path} is not a run: it has no config.toml. Train one with `dream-pyg train`.")
-    if not paths.best.is_file():
-        raise StoreError(f"{path} has no best epoch yet. Continue it with `dream-pyg train --resume --run {path}`.")
+    best_epoch, _ = read_best(paths)
     info = read_run_info(paths)
     config = RunConfig.load(paths.config)
     decisive = ("model.", "num_neighbors:", "feature_precision:", "training.teacher.vote:")
@@ -182,8 +195,17 @@ def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None
     vote = None
     if teacher is not None and teacher.vote:
         vote = Vote.load(paths.taught, teacher, prepared)
-        if info.get("best_epoch") == read_best(paths)[0]:  # else the vote was chosen for weights that are gone
+        if info.get("best_epoch") == best_epoch:  # else the vote was chosen for weights that are gone
             vote = vote._replace(share=info.get("vote", vote.share))
+    if (status := info.get("status")) != "finished":
+        logger.warning(
+            "%s is not finished (%s): this is epoch %d, the best so far. Continue it with "
+            "`dream-pyg train --resume --run %s`.",
+            path,
+            status,
+            best_epoch,
+            path,
+        )
     return Run(paths, config, stored, prepared, model, vote)
 
 
@@ -204,14 +226,34 @@ def read_best(paths: RunPaths) -> tuple[int, dict[str, float]]:
     Raises:
         StoreError: If they are not there, or damaged.
     """
+    if not paths.best.is_file():
+        raise StoreError(
+            f"{paths.root} has no best epoch: there is no {paths.best}. If the run is not finished, continue it with "
+            f"`dream-pyg train --resume --run {paths.root}`; else restore the file from a copy, or train anew in "
+            "another directory."
+        )
     _, metadata = load_tensors(paths.best, verify=False)
-    return int(metadata["epoch"]), json.loads(metadata["valid"])
+    try:
+        return int(metadata["epoch"]), json.loads(metadata["valid"])
+    except (KeyError, ValueError) as error:
+        raise _damaged(paths.best) from error
 
 
 def read_test_metrics(paths: RunPaths, epoch: int) -> dict[str, dict[str, float]] | None:
-    """Test metrics of each line, if they are of this epoch: a run on its way to more has those of an earlier one."""
-    tested = read_json(paths.test_metrics) if paths.test_metrics.is_file() else {}
-    return tested["lines"] if tested.get("epoch") == epoch else None
+    """Test metrics of each line, if they are of this epoch: a run on its way to more has those of an earlier one.
+
+    Raises:
+        StoreError: If they are damaged.
+    """
+    if not paths.test_metrics.is_file():
+        return None
+    tested = read_json(paths.test_metrics)
+    if not _holds(tested, {"epoch": int, "lines": dict}) or not _holds(tested["lines"], {"general": dict}):
+        raise StoreError(
+            f"{paths.test_metrics} is damaged: it lacks what a test records. Remove it; "
+            f"`dream-pyg train --resume --run {paths.root}` writes it again."
+        )
+    return tested["lines"] if tested["epoch"] == epoch else None
 
 
 def load_best(paths: RunPaths, model: Recommender) -> None:
@@ -258,9 +300,12 @@ def read_epochs(paths: RunPaths) -> list[dict[str, Any]]:
     if not paths.metrics.is_file():
         return []
     try:
-        return [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+        epochs = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise StoreError(f"{paths.metrics} is damaged ({error}). Restore it from a copy, or train anew.") from error
+    if not all(_holds(epoch, {"epoch": int, "train_seconds": int | float}) for epoch in epochs):
+        raise _damaged(paths.metrics)
+    return epochs
 
 
 def seconds_of(epochs: list[dict[str, Any]]) -> float:
@@ -285,10 +330,9 @@ def read_run_info(paths: RunPaths) -> dict[str, Any]:
         StoreError: If it is missing or damaged, or tells of options that are not known here.
     """
     info = read_json(paths.info)
-    if not isinstance(info.get("config"), dict) or "graph_fingerprint" not in info:
-        raise StoreError(
-            f"{paths.info} is damaged: it lacks what a run records. Restore it from a copy, or train anew."
-        )
+    recorded = _RECORDED | (_RECORDED_AT_THE_END if info.get("status") == "finished" else {})
+    if not _holds(info, recorded):
+        raise _damaged(paths.info)
     try:
         config = RunConfig.from_dict(info["config"], str(paths.info))
     except ConfigError as error:
@@ -297,6 +341,15 @@ def read_run_info(paths: RunPaths) -> dict[str, Any]:
             "the file was changed. Open it with the version that it names, or train anew."
         ) from error
     return {**info, "config": config.to_dict()}
+
+
+def _holds(table: Any, kinds: Mapping[str, Any]) -> bool:
+    """Whether something that was read is a table with values of some types under these keys, whatever else it has."""
+    return isinstance(table, dict) and all(isinstance(table.get(key), kind) for key, kind in kinds.items())
+
+
+def _damaged(path: Path) -> StoreError:
+    return StoreError(f"{path} is damaged: it lacks what a run records. Restore it from a copy, or train anew.")
 
 
 def update_info(paths: RunPaths, **values: Any) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dream_pyg import ranks
 from dream_pyg.config import INDIFFERENT, RunConfig, TrainingConfig
-from dream_pyg.data.files import atomic_directory, held, read_json, write_json, write_text
+from dream_pyg.data.files import atomic_directory, held, write_json, write_text
 from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import ConfigError, Interrupted, ResumeError, TrainingError
@@ -518,7 +518,9 @@ def _finish(config: RunConfig, stored: StoredGraph, session: _Session, *, test: 
             lines = evaluate_lines(run, "test", ks=ks, num_users=session.config.eval_users)
             ranks.first_does(lambda: write_json(paths.test_metrics, {"epoch": session.best_epoch, "lines": lines}))
     if test:
-        metrics = read_json(paths.test_metrics)["lines"]["general"]
+        of_lines = read_test_metrics(paths, session.best_epoch)
+        assert of_lines is not None  # they were there, or have just been written
+        metrics = of_lines["general"]
     elif not tested:
         ranks.first_does(lambda: paths.test_metrics.unlink(missing_ok=True))  # of another epoch
     ranks.first_does(lambda: update_info(paths, **ended, valid=valid))
