@@ -19,6 +19,8 @@ _SCREENING_ITEMS = 256
 """Enough to tell nine users of ten that what they want is not in their top 20."""
 _ASKED_USERS = 64
 """Of whose scores the mean says which items these are."""
+_SCORES_A_READ = 32
+"""Scores of a ranking that take as long as one read of memory for a single pair: on a CPU from 5 to 80."""
 
 
 class Ranking(NamedTuple):
@@ -79,7 +81,8 @@ def may_hit(scorer: Scorer, user: Tensor, wanted: UserItems, k: int, seen: UserI
 
     Scored are only the items that some users like best on average: where so many of them beat everything that a user
     wants that k are left without the seen ones, the top k holds nothing wanted. They must win by more than scores can
-    differ for being summed in another order.
+    differ for being summed in another order. Nothing is tried where users want so much that scoring it, pair by pair,
+    would take longer than the ranking.
 
     Args:
         scorer: What a model made of the graph.
@@ -91,17 +94,21 @@ def may_hit(scorer: Scorer, user: Tensor, wanted: UserItems, k: int, seen: UserI
     Returns:
         True where a full ranking is needed to tell (N,).
     """
+    num_wanted = wanted.pointer.diff()[user]
+    if int((num_wanted * scorer.pair_reads(user)).sum()) * _SCORES_A_READ > len(user) * scorer.num_items:
+        return torch.ones_like(user, dtype=torch.bool)
     asked = user[:: max(1, len(user) // _ASKED_USERS)]
     blocks = asked.split(max(1, _BLOCK_SCORES // scorer.num_items))
     liked = torch.stack([scorer.scores(block).sum(dim=0) for block in blocks]).sum(dim=0)
     screen = scorer.only(liked.topk(min(_SCREENING_ITEMS, len(liked))).indices)
-    undecided = []
-    for block in user.split(max(1, _BLOCK_SCORES // screen.num_items)):
-        row, item = wanted.coordinates(block)
-        score = scorer.pair_scores(block[row], item)
-        best = score.new_full((len(block),), -torch.inf).scatter_reduce_(0, row, score, "amax")
-        # Each of two scores, summed here and in a ranking.
-        safely = best + 4 * scorer.rounding(block)
-        better = (screen.scores(block) > safely.unsqueeze(1)).sum(dim=1, dtype=torch.int32)
-        undecided.append(better < k + (0 if seen is None else seen.pointer[block + 1] - seen.pointer[block]))
-    return torch.cat(undecided)
+    row, item = wanted.coordinates(user)
+    score = scorer.pair_scores(user[row], item)
+    best = score.new_full((len(user),), -torch.inf).scatter_reduce_(0, row, score, "amax")
+    # Each of two scores, summed here and in a ranking.
+    safely = best + 4 * scorer.rounding(user)
+    users = max(1, _BLOCK_SCORES // screen.num_items)
+    better = [
+        (screen.scores(block) > least.unsqueeze(1)).sum(dim=1, dtype=torch.int32)
+        for block, least in zip(user.split(users), safely.split(users), strict=True)
+    ]
+    return torch.cat(better) < k + (0 if seen is None else seen.pointer.diff()[user])

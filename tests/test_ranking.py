@@ -169,7 +169,7 @@ def test_item_weights_rank_alike_in_blocks_and_never_all_at_once(sparse, monkeyp
     whole = recommend(scorer, users, 5, seen)
     monkeypatch.setattr(ranking, "_BLOCK_SCORES", 3 * num_items)
     monkeypatch.setattr(ranking, "_LEAST_USERS", 1)
-    monkeypatch.setattr(base, "_WEIGHTS_AT_ONCE", 7)
+    monkeypatch.setattr(base, "_NUMBERS_AT_ONCE", 7)
     with LargestTensor() as largest:
         blocks = list(rank_blocks(scorer, users, 5, seen))
     # Beside the weights themselves, nothing exceeds one block or the few weights that are added at a time.
@@ -221,6 +221,31 @@ def test_pairs_and_few_items_score_as_in_the_whole(kind, seed, num_users, num_it
     assert (rounding <= 1e-4).all()
 
 
+@pytest.mark.parametrize("kind", ["embeddings", "dense item weights", "sparse item weights", "voted scores"])
+def test_pairs_of_users_with_long_histories_are_scored_some_at_a_time(kind, monkeypatch):
+    generator, num_users, num_items = np.random.default_rng(0), 100, 40
+    scorer = random_scorer(kind, generator, num_users, num_items)
+    user, item = (torch.from_numpy(generator.integers(0, n, 3000)) for n in (num_users, num_items))
+    whole = scorer.pair_scores(user, item), scorer.rounding(user)
+    assert scorer.pair_reads(user).sum() >= (3000 if kind == "embeddings" else 30_000)
+    monkeypatch.setattr(base, "_NUMBERS_AT_ONCE", 100)
+    with LargestTensor() as largest:
+        parts = scorer.pair_scores(user, item), scorer.rounding(user)
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.equal(one, other)
+    # Beside the pairs and the weights themselves there are only those of some pairs.
+    assert largest.numel <= max(3000, num_items**2)
+    nobody = torch.empty(0, dtype=torch.long)
+    assert scorer.pair_scores(nobody, nobody).shape == scorer.rounding(nobody).shape == (0,)
+
+
+def test_columns_of_few_items_ascend_as_those_of_all():
+    weights = random_item_weights(np.random.default_rng(0), 3, 9, sparse=True)
+    for scorer in (weights, weights.only(torch.tensor([7, 2, 5, 0, 8]))):
+        row = torch.repeat_interleave(torch.arange(9), scorer.weight.crow_indices().diff())
+        assert (torch.diff(row * 9 + scorer.weight.col_indices()) > 0).all()
+
+
 def summed_in_order(products: np.ndarray) -> np.ndarray:
     """Sums over the last axis in float32, one number after the other, the worst that a processor may do."""
     return np.add.accumulate(products.astype(np.float32), axis=-1)[..., -1]
@@ -266,6 +291,7 @@ def test_who_cannot_hit_has_no_wanted_item_in_the_top(
         UserItems.from_pairs(torch.from_numpy(np.stack(np.nonzero(pairs))), num_users) for pairs in (wants, taken)
     )
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ranking, "_SCORES_A_READ", 0)  # however few the items are
         patched.setattr(ranking, "_SCREENING_ITEMS", screening_items)
         patched.setattr(ranking, "_BLOCK_SCORES", block_scores)
         patched.setattr(ranking, "_LEAST_USERS", 1)
@@ -281,3 +307,28 @@ def test_most_users_are_told_apart_without_a_ranking():
     wanted = UserItems(torch.arange(11), torch.tensor([0, 990] * 5))
     possible = may_hit(Embeddings(torch.ones(10, 1), item), torch.arange(10), wanted, 20)
     assert possible.tolist() == [True, False] * 5
+
+
+def test_nobody_is_told_apart_where_scoring_what_is_wanted_takes_longer_than_ranking():
+    # Each user took eight items and wants one: 8 reads of memory, which 32 scores each are worth.
+    history = UserItems(torch.arange(0, 81, 8), torch.arange(80))
+    wanted = UserItems(torch.arange(11), torch.full((10,), 100))
+    for num_items, told_apart in ((8 * 32, True), (8 * 32 - 1, False)):
+        weight = torch.ones(num_items, num_items)
+        weight[:, 100] = 0
+        possible = may_hit(ItemWeights(history, weight), torch.arange(10), wanted, 20)
+        assert possible.tolist() == [not told_apart] * 10
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_weights_are_read_through_once_whatever_the_number_of_users(sparse, monkeypatch):
+    scorer = random_item_weights(np.random.default_rng(0), 90, 40, sparse)
+    wanted = UserItems(torch.arange(91), torch.arange(90) % 40)
+    read = []
+    for name in ("_largest", "_known"):
+        through = getattr(ItemWeights, name)
+        monkeypatch.setattr(ItemWeights, name, lambda self, of=through: read.append(of) or of(self))
+    monkeypatch.setattr(ranking, "_BLOCK_SCORES", 80)
+    monkeypatch.setattr(ranking, "_SCORES_A_READ", 0)
+    may_hit(scorer, torch.arange(90), wanted, 5)
+    assert len(read) == 1 + sparse

@@ -21,8 +21,8 @@ from dream_pyg.nn.embeddings import xavier_embedding as xavier_embedding
 
 ConfigT = TypeVar("ConfigT")
 
-_WEIGHTS_AT_ONCE = 1 << 22
-"""Sparse item weights added up at a time."""
+_NUMBERS_AT_ONCE = 1 << 22
+"""Item weights, or products of embeddings, added up at a time."""
 
 
 def model_config(cls: type[ConfigT]) -> type[ConfigT]:
@@ -56,7 +56,13 @@ class Scorer(Protocol):
         """
 
     def pair_scores(self, user: Tensor, item: Tensor) -> Tensor:
-        """The scores of single pairs of a user (N,) and an item (N,), summed in any order (N,)."""
+        """The scores of single pairs of a user (N,) and an item (N,), summed in any order (N,).
+
+        Memory for what is summed is bounded whatever N is.
+        """
+
+    def pair_reads(self, user: Tensor) -> Tensor:
+        """In how many places of memory lies what a single pair of each of these users (B,) is scored by (B,)."""
 
     def only(self, item: Tensor) -> Self:
         """What scores the same users for these few items alone (N,), none of them twice, in this order."""
@@ -69,6 +75,11 @@ class Scorer(Protocol):
 
     def detach(self) -> Self:
         """The same without gradients."""
+
+
+def _at_once(count: Tensor) -> list[int]:
+    """How many of some things (N,), one after the other, to take at a time, that have so many numbers each."""
+    return torch.bincount(count.cumsum(0) // _NUMBERS_AT_ONCE).tolist()
 
 
 def _half_eps(values: Tensor) -> float:
@@ -98,7 +109,15 @@ class Embeddings(NamedTuple):
 
     def pair_scores(self, user: Tensor, item: Tensor) -> Tensor:
         """Inner products of single pairs; see :class:`Scorer`."""
-        return (self.user.detach()[user] * self.item.detach()[item]).sum(dim=1)
+        pairs = max(1, _NUMBERS_AT_ONCE // self.item.size(1))
+        scores = self.item.new_empty(len(user))
+        for users, items, score in zip(user.split(pairs), item.split(pairs), scores.split(pairs), strict=True):
+            torch.sum(self.user.detach()[users] * self.item.detach()[items], dim=1, out=score)
+        return scores
+
+    def pair_reads(self, user: Tensor) -> Tensor:
+        """One row of an item for each user; see :class:`Scorer`."""
+        return torch.ones_like(user)
 
     def only(self, item: Tensor) -> Embeddings:
         """All users and these items."""
@@ -107,7 +126,7 @@ class Embeddings(NamedTuple):
     def rounding(self, user: Tensor) -> Tensor:
         """In any order, the inner product of x and y is off by D eps / 2 |x| |y| at most (Higham 2002, Eq. 3.5)."""
         longest = torch.linalg.vector_norm(self.item.detach(), dim=1).max()
-        norm = torch.linalg.vector_norm(self.user.detach()[user], dim=1)
+        norm = torch.linalg.vector_norm(self.user.detach(), dim=1)[user]  # of rows where they are, uncopied
         return longest * norm * (self.item.size(1) * _half_eps(norm))
 
     def detach(self) -> Embeddings:
@@ -119,7 +138,7 @@ class ItemWeights(NamedTuple):
     """What users took, and what each item says for each other: user u scores item i by the sum of W_ji over u's j."""
 
     history: UserItems
-    weight: Tensor  # W (I, I), dense or in CSR
+    weight: Tensor  # W (I, I), dense or in CSR, columns ascending within a row
 
     @property
     def num_users(self) -> int:
@@ -140,7 +159,7 @@ class ItemWeights(NamedTuple):
         # Few weights of few items each: adding them one by one is far less than a product with dense rows.
         pointer, index, weights = self.weight.crow_indices(), self.weight.col_indices(), self.weight.values()
         scores = weights.new_zeros(len(user), self.num_items) if out is None else out.zero_()
-        sizes = torch.bincount(pointer.diff()[item].cumsum(0) // _WEIGHTS_AT_ONCE).tolist()
+        sizes = _at_once(pointer.diff()[item])
         for rows, items in zip(row.split(sizes), item.split(sizes), strict=True):
             position, entry = row_entries(pointer, items)
             if scores.device.type == "cpu":  # where this takes a twentieth of the time
@@ -151,9 +170,17 @@ class ItemWeights(NamedTuple):
 
     def pair_scores(self, user: Tensor, item: Tensor) -> Tensor:
         """Sums over the user's items in single pairs; see :class:`Scorer`."""
-        row, taken = self.history.coordinates(user)
-        weight = self._weights(taken, item[row])
-        return weight.new_zeros(len(user)).index_add_(0, row, weight)
+        scores = torch.zeros(len(user), dtype=self.weight.dtype, device=self.weight.device)
+        known = None if self.weight.layout == torch.strided else self._known()
+        sizes = _at_once(self.pair_reads(user))
+        for users, items, score in zip(user.split(sizes), item.split(sizes), scores.split(sizes), strict=True):
+            row, taken = self.history.coordinates(users)
+            score.index_add_(0, row, self._weights(taken, items[row], known))
+        return scores
+
+    def pair_reads(self, user: Tensor) -> Tensor:
+        """One weight for each of a user's items; see :class:`Scorer`."""
+        return self.history.pointer[user + 1] - self.history.pointer[user]
 
     def only(self, item: Tensor) -> ItemWeights:
         """What all items say for these ones."""
@@ -165,35 +192,43 @@ class ItemWeights(NamedTuple):
         column = place[index]
         kept = column >= 0
         pointer, size = row_pointer(kept)[pointer], (len(self.weight), len(item))
-        value = self.weight.values()[kept]
-        return ItemWeights(
-            self.history, torch.sparse_csr_tensor(pointer, column[kept], value, size, check_invariants=False)
-        )
+        row = torch.arange(len(self.weight), device=item.device).repeat_interleave(pointer.diff())
+        key, order = torch.sort(row * len(item) + column[kept])
+        column, value = key % len(item), self.weight.values()[kept][order]
+        return ItemWeights(self.history, torch.sparse_csr_tensor(pointer, column, value, size, check_invariants=False))
 
     def rounding(self, user: Tensor) -> Tensor:
         """A sum of n terms is off by n eps / 2 times the sum of their sizes at most (Higham 2002, Eq. 4.4)."""
-        row, item = self.history.coordinates(user)
-        most = self._largest()[item]
-        total = most.new_zeros(len(user)).index_add_(0, row, most)
-        return torch.bincount(row, minlength=len(user)) * _half_eps(total) * total
+        largest, count = self._largest(), self.pair_reads(user)
+        total, sizes = largest.new_zeros(len(user)), _at_once(count)
+        for users, some in zip(user.split(sizes), total.split(sizes), strict=True):
+            row, item = self.history.coordinates(users)
+            some.index_add_(0, row, largest[item])
+        return count * _half_eps(total) * total
 
-    def _weights(self, row: Tensor, column: Tensor) -> Tensor:
-        """Single weights (N,)."""
-        if self.weight.layout == torch.strided:
-            return self.weight[row, column]
+    def _known(self) -> tuple[Tensor, Tensor]:
+        """Row and column of each weight in CSR as one number, ascending, and the weight; each (N + 1,).
+
+        Behind the last one stands what is found in place of a weight that is not there.
+        """
         pointer, index, weights = self.weight.crow_indices(), self.weight.col_indices(), self.weight.values()
-        own = torch.arange(len(self.weight), device=index.device).repeat_interleave(pointer.diff())
-        key, order = torch.sort(own * self.num_items + index)
-        # Behind the last one stands what is found in place of a weight that is not there.
-        weights = torch.cat([weights[order], weights.new_zeros(1)])
+        row = torch.arange(len(self.weight), device=index.device).repeat_interleave(pointer.diff())
+        last = index.new_tensor([self.weight.numel()])
+        return torch.cat([row * self.num_items + index, last]), torch.cat([weights, weights.new_zeros(1)])
+
+    def _weights(self, row: Tensor, column: Tensor, known: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Single weights (N,), those in CSR by what is known of them."""
+        if known is None:
+            return self.weight[row, column]
+        key, weights = known
         wanted = row * self.num_items + column
         place = torch.searchsorted(key, wanted)
-        return weights[place.where(torch.cat([key, key.new_full((1,), -1)])[place] == wanted, len(key))]
+        return weights[place.where(key[place] == wanted, len(key) - 1)]
 
     def _largest(self) -> Tensor:
         """The largest size of a weight in each row (I,)."""
         if self.weight.layout == torch.strided:
-            return torch.linalg.vector_norm(self.weight, torch.inf, dim=1)
+            return torch.maximum(self.weight.amax(dim=1), -self.weight.amin(dim=1))  # in a tenth of a norm's time
         return torch.segment_reduce(self.weight.values().abs(), "max", offsets=self.weight.crow_indices(), initial=0)
 
     def detach(self) -> ItemWeights:

@@ -52,6 +52,10 @@ class VotedScores(NamedTuple):
         """The sum of both for single pairs (N,)."""
         return self.embeddings.pair_scores(user, item).add_(self.vote.pair_scores(user, item), alpha=self.factor)
 
+    def pair_reads(self, user: Tensor) -> Tensor:
+        """What both read (B,)."""
+        return self.embeddings.pair_reads(user) + self.vote.pair_reads(user)
+
     def only(self, item: Tensor) -> VotedScores:
         """What both say of these items."""
         return VotedScores(self.embeddings.only(item), self.vote.only(item), self.factor)
