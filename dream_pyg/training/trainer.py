@@ -275,8 +275,11 @@ class _Session:
 
     def state(self) -> dict[str, Any]:
         """The resumable state, which is that of all processes once the first has it."""
+        weights = whole_weights(self.model)
+        if not self.model.learns:  # What was solved is kept as the best epoch, and not a second time.
+            weights = {name: value.new_empty(0) for name, value in weights.items()}
         return {
-            "model": whole_weights(self.model),
+            "model": weights,
             "optimizers": [_turned(optimizer, ranks.whole_state) for optimizer in self.optimizers],
             "rng": {
                 "cpu": torch.get_rng_state(),
@@ -355,9 +358,11 @@ class _Session:
     def fit(self) -> None:
         """Train until the last epoch or until validation no longer improves, or solve what has a closed form."""
         if not self.model.learns:
-            started = time.perf_counter()
-            self.model.fit(self.graph)
-            self._validate(time.perf_counter() - started, {})
+            if not self.lines:  # else it was solved before
+                started = time.perf_counter()
+                self.model.fit(self.graph)
+                self._validate(time.perf_counter() - started, {})
+                self.save()
             return
         with interruptible() as interrupted:
             while not self._is_last():

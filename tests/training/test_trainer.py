@@ -16,7 +16,7 @@ import torch
 
 from dream_pyg.data.files import load_tensors, read_json, write_json
 from dream_pyg.errors import Interrupted, ResumeError, StoreError, TrainingError
-from dream_pyg.models import DREAM, Batch
+from dream_pyg.models import DREAM, Batch, find_model
 from dream_pyg.training import trainer
 from dream_pyg.training.model import make_model, prepare_graph
 from dream_pyg.training.run import RunPaths, load_run, read_epochs, read_run_info, save_best, update_info
@@ -138,6 +138,31 @@ def test_resuming_a_finished_run_changes_nothing(stored, finished):
     before = [path.read_bytes() for path in files]
     train(configure(stored), finished, resume=True)
     assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.parametrize("model", ["addease", "itemknn", "popularity"])
+def test_resuming_what_was_solved_solves_it_no_more(stored, tmp_path, monkeypatch, model):
+    result = train(configure(stored, model), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    solved = []
+    monkeypatch.setattr(find_model(model), "fit", lambda *given: solved.append(given))
+    assert train(configure(stored, model), tmp_path / "run", resume=True) == result
+    assert (solved, read_metrics(tmp_path / "run")[0]["valid"]) == ([], result.valid_metrics)
+    after = contents(tmp_path / "run")
+    info = RunPaths(tmp_path / "run").info
+    assert {path for path in before if before[path] != after[path]} <= {info}  # when it was last opened
+    assert before.keys() == after.keys()
+
+
+def test_solving_that_was_cut_off_is_done_again(stored, tmp_path, monkeypatch):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer._Session, "save", lambda self: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(configure(stored, "ease"), run)
+    train(configure(stored, "ease"), run, resume=True)
+    train(configure(stored, "ease"), whole)
+    assert_same_run(whole, run)
 
 
 def interrupt(number: int, times: int = 1):
