@@ -11,6 +11,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import logging
 import mmap
 import os
 import shutil
@@ -32,6 +33,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dream_pyg.errors import ConfigError, DataError, StoreError
+
+logger = logging.getLogger("dream_pyg")
 
 _CHUNK = 1 << 22
 _TEMPORARY = ".tmp"
@@ -153,7 +156,7 @@ def where_replaced(path: Path) -> str:
 
 @contextmanager
 def held(directory: Path, what: str) -> Iterator[None]:
-    """Hold a directory for this process alone.
+    """Hold a directory for this process alone, where the file system knows locks; where it does not, warn and go on.
 
     Args:
         directory: The directory; it exists.
@@ -164,7 +167,12 @@ def held(directory: Path, what: str) -> Iterator[None]:
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
-        if not _lock(handle):
+        try:
+            ours = _lock(handle)
+        except OSError as error:  # Not every file system knows locks.
+            logger.warning("%s cannot be locked (%s): start no other process on %s meanwhile.", directory, error, what)
+            ours = True
+        if not ours:
             raise StoreError(f"Another process works on {what} at {directory}. Wait for it, or end it.")
         yield
     finally:

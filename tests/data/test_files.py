@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -168,3 +169,21 @@ def test_a_directory_is_held_once_and_free_again_afterwards(tmp_path: Path):
         pass
     with held(tmp_path, "the table"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_directory_where_there_are_no_locks_is_worked_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+):
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    done = []
+    with held(tmp_path, "the run"):
+        done.append("what is done there")
+    assert done
+    assert f"{tmp_path} cannot be locked" in caplog.text
+    assert f"{os.strerror(number)}): start no other process on the run" in caplog.text
+    with pytest.raises(OSError, match="of the work"), held(tmp_path, "the run"):
+        raise OSError("of the work")
