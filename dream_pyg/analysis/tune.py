@@ -113,7 +113,7 @@ def tune(
     Raises:
         MissingExtraError: If Optuna is not installed.
         ConfigError: If the model has nothing to tune, or a value makes no sense.
-        ResumeError: If the study at ``out`` is another one.
+        ResumeError: If the study at ``out`` is another one, of which a trial has ended.
         StoreError: If ``out`` is something else, damaged, or in use.
         Interrupted: On SIGINT or SIGTERM; the same call continues.
     """
@@ -146,8 +146,9 @@ def tune(
         "space": describe_space(space),
         "config": without(base.to_dict(), INDIFFERENT),
     }
-    _open(out, description)
+    _make(out, description)
     with continuable(out, "the study"), _explained_storage(optuna, out):
+        _check_same(out, description)
         search = _Search(optuna, out, base, space, modalities, pruning_warmup)
         begun = time.monotonic()
         while (ended := len(search.trials())) < num_trials:
@@ -394,23 +395,33 @@ def _fusible_modalities(stored: StoredGraph) -> list[str]:
     return [modality for modality in feature_modalities(stored.graph) if modality in have_graph]
 
 
-def _open(out: Path, description: dict[str, Any]) -> None:
-    """Make the study's directory, or check that what is there is this study and no other."""
+def _make(out: Path, description: dict[str, Any]) -> None:
+    """Make the study's directory, or check that what is there is a study."""
     if (out / STUDY).is_file():
-        there = read_json(out / STUDY)
-        mine, theirs = flatten(description), flatten(without(there, [f"config.{key}" for key in INDIFFERENT]))
-        changed = [key for key in mine if mine[key] != theirs.get(key)]
-        changed += [key for key in theirs if key.startswith(("space.", "config.")) and key not in mine]
-        if changed:
-            raise ResumeError(
-                f"The study at {out} is another one: "
-                + "; ".join(f"{key} is {mine.get(key)} here, {theirs.get(key)} there" for key in changed)
-                + ". Continue it as it was begun, or begin a study in another directory with --out."
-            )
-    elif not is_free(out):
+        return
+    if not is_free(out):
         raise StoreError(f"{out} exists and is not a study: it has no {STUDY}. Choose another directory with --out.")
-    else:
-        write_json(out / STUDY, description)
+    write_json(out / STUDY, description)
+
+
+def _check_same(out: Path, description: dict[str, Any]) -> None:
+    """Refuse to continue another study, or begin anew where no trial of it has ended."""
+    there = read_json(out / STUDY)
+    mine, theirs = flatten(description), flatten(without(there, [f"config.{key}" for key in INDIFFERENT]))
+    changed = [key for key in mine if mine[key] != theirs.get(key)]
+    changed += [key for key in theirs if key.startswith(("space.", "config.")) and key not in mine]
+    if not changed:
+        return
+    changes = "; ".join(f"{key} is {mine.get(key)} here, {theirs.get(key)} there" for key in changed)
+    if "num_trials" in there:
+        raise ResumeError(
+            f"The study at {out} is another one: {changes}. "
+            "Continue it as it was begun, or begin a study in another directory with --out."
+        )
+    logger.warning("No trial of the study at %s had ended, so it begins anew: %s", out, changes)
+    (out / STORAGE).unlink(missing_ok=True)
+    shutil.rmtree(out / TRIALS, ignore_errors=True)
+    write_json(out / STUDY, description)
 
 
 def _is_begun(paths: RunPaths, config: RunConfig) -> bool:

@@ -180,6 +180,20 @@ def test_a_default_whose_loss_is_not_finite_is_an_error(shop_graph: Path, tmp_pa
         search(shop_graph, tmp_path / "study")
 
 
+def test_a_study_without_an_ended_trial_is_begun_anew_by_another_command(
+    finished: StudyResult, shop_graph: Path, tmp_path: Path, monkeypatch, caplog
+):
+    original = BPR.loss
+    monkeypatch.setattr(BPR, "loss", lambda *given: {"bpr": original(*given)["bpr"] * float("nan")})
+    with pytest.raises(TrainingError):
+        search(shop_graph, tmp_path / "study", overrides=["model.embedding_dim=8"])
+    monkeypatch.setattr(BPR, "loss", original)
+    assert untimed(search(shop_graph, tmp_path / "study")) == untimed(finished)
+    assert "config.model.embedding_dim is 64 here, 8 there" in caplog.text
+    with pytest.raises(ResumeError, match="embedding_dim is 8 here, 64 there"):
+        search(shop_graph, tmp_path / "study", overrides=["model.embedding_dim=8"])
+
+
 def test_the_same_values_are_not_trained_twice(shop_graph: Path, tmp_path: Path, monkeypatch):
     trained: list[int] = []
     original = trainer.train
