@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dream_pyg.config import RunConfig
+from dream_pyg.data.files import is_free
 from dream_pyg.errors import TrainingError
 
 logger = logging.getLogger("dream_pyg")
@@ -108,7 +109,7 @@ def _start(config: RunConfig, run: Path, files: Path, lifeline: int, *, test: bo
     one_thread = config.training.model_copy(update={"num_threads": 1})
     config.model_copy(update={"training": one_thread}).save(files.with_suffix(".toml"))
     command = [sys.executable, "-c", _DREAM_PYG, "--quiet", "train", "--config", str(files.with_suffix(".toml"))]
-    command += ["--run", str(run), *(["--resume"] if run.exists() else []), *([] if test else ["--no-test"])]
+    command += ["--run", str(run), *([] if is_free(run) else ["--resume"]), *([] if test else ["--no-test"])]
     with files.with_suffix(".log").open("wb") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then asks for a save, once.
         return subprocess.Popen(

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dream_pyg.analysis.continuable import continuable
+from dream_pyg.analysis.continuable import continuable, lost_files
 from dream_pyg.analysis.groups import measure_users
 from dream_pyg.analysis.plots import require_plots
 from dream_pyg.analysis.processes import train_in_processes
@@ -217,8 +217,9 @@ def _known_runs(out: Path) -> dict[tuple[str, int], Path]:
 
 def _is_finished(task: Task, fingerprint: str) -> bool:
     paths = RunPaths(task.run)
-    if not paths.config.is_file():
+    if is_free(task.run):
         return False
+    _check_whole(paths, to_resume=False)
     info = read_run_info(paths)
     if info["graph_fingerprint"] != fingerprint:
         raise StoreError(
@@ -230,9 +231,20 @@ def _is_finished(task: Task, fingerprint: str) -> bool:
             f"{task.run} is a run of another configuration (here = the table's, there = the run's): "
             f"{'; '.join(changed)}. Move it away, or write the tables to another directory with --out."
         )
-    if info.get("status") != "finished":
-        return False
-    return not task.test or read_test_metrics(paths, read_best(paths)[0]) is not None
+    if info.get("status") == "finished" and (
+        not task.test or read_test_metrics(paths, read_best(paths)[0]) is not None
+    ):
+        return True
+    _check_whole(paths, to_resume=True)
+    return False
+
+
+def _check_whole(paths: RunPaths, *, to_resume: bool) -> None:
+    if lost := lost_files(paths, to_resume=to_resume):
+        raise StoreError(
+            f"{paths.root} is not whole: it has no {', '.join(lost)}. Restore what is missing from a copy, or remove "
+            f"{paths.root}; then give the same command."
+        )
 
 
 def _train_all(tasks: list[Task], jobs: int) -> Generator[Path]:
@@ -242,7 +254,7 @@ def _train_all(tasks: list[Task], jobs: int) -> Generator[Path]:
         return
     for config, run, test in tasks:
         logger.info("Training %s", run)
-        train(config, run, resume=run.exists(), test=test)
+        train(config, run, resume=not is_free(run), test=test)
         yield run
 
 

@@ -16,7 +16,7 @@ import logging
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 import tomli_w
 
-from dream_pyg.analysis.continuable import continuable
+from dream_pyg.analysis.continuable import continuable, lost_files
 from dream_pyg.analysis.search_spaces import configure, default_point, describe_space, search_space
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
 from dream_pyg.data.files import atomic_directory, is_free, read_json, write_json, write_text
@@ -173,7 +173,8 @@ def tune(
                     "for one study of a length that was settled beforehand.",
                     ", ".join(map(str, others)),
                 )
-            test_metrics = train(config, search.directory(best.number), resume=True).test_metrics
+            run = search.directory(best.number)
+            test_metrics = train(config, run, resume=_goes_on(run, config)).test_metrics
         _write(search, description, begun_at, fixed, test_metrics)
     return StudyResult(out, base.training.metric, trials, best, test_metrics)
 
@@ -218,7 +219,7 @@ def search_run(
     overrides.append(f"{SEED}={seed}")
     config = RunConfig.create(graph=graph, model=model, preset=Path(study) / BEST, overrides=overrides)
     trial = result.path / TRIALS / f"{result.best.number:03d}"
-    if config.differences(RunConfig.load(RunPaths(trial).config), besides=["graph"]):
+    if not _can_go_on(trial, config, besides=["graph"]):
         return config, False
     with atomic_directory(run) as directory:
         shutil.copytree(trial, directory, dirs_exist_ok=True)
@@ -302,9 +303,7 @@ class _Search:
         run = self.directory(number)
         paths = RunPaths(run)
         metric = config.training.metric
-        begun = _is_begun(paths, config)
-        if not begun and run.exists():
-            shutil.rmtree(run)  # left by a trial that was killed and that is drawn differently by now
+        begun = _goes_on(run, config)
         told: dict[int, float] = {}
 
         def observe(epoch: int, metrics: Mapping[str, float]) -> bool:
@@ -424,11 +423,21 @@ def _check_same(out: Path, description: dict[str, Any]) -> None:
     write_json(out / STUDY, description)
 
 
-def _is_begun(paths: RunPaths, config: RunConfig) -> bool:
-    """Whether a run of this configuration is there and can be resumed."""
-    if not paths.config.is_file() or not paths.last.is_file():
+def _can_go_on(run: Path, config: RunConfig, besides: Sequence[str] = INDIFFERENT) -> bool:
+    """Whether a run of this configuration is there and whole."""
+    paths = RunPaths(run)
+    if is_free(run) or lost_files(paths, to_resume=True):
         return False
-    return not config.differences(RunConfig.load(paths.config), besides=INDIFFERENT)
+    return not config.differences(RunConfig.load(paths.config), besides=besides)
+
+
+def _goes_on(run: Path, config: RunConfig) -> bool:
+    """Whether a trial's run can be resumed; what cannot is removed."""
+    if _can_go_on(run, config):
+        return True
+    if run.exists():
+        shutil.rmtree(run)  # left by a trial that was killed and that is drawn differently by now, or no longer whole
+    return False
 
 
 def _told(trial: Any) -> dict[str, Any]:

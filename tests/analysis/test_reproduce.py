@@ -31,7 +31,7 @@ from dream_pyg.analysis.table import Cell, Row, Table
 from dream_pyg.config import RunConfig
 from dream_pyg.data import validation
 from dream_pyg.data.dataset import DatasetConfig
-from dream_pyg.data.files import held, load_tensors, save_tensors
+from dream_pyg.data.files import held, load_tensors, read_json, save_tensors, write_json
 from dream_pyg.errors import ConfigError, Interrupted, StoreError, TrainingError
 from dream_pyg.graph.store import build_store, load_graph
 from dream_pyg.models.bpr import BPR
@@ -496,6 +496,42 @@ def test_test_metrics_of_another_epoch_are_read_again(tables: Path, baby: Path, 
     table = reproduce("table2", baby, tmp_path / "out", num_seeds=3, models=["bpr"], overrides=SET)
     expected = json.loads((tables / "table2.json").read_text())["rows"][0]["cells"]
     assert [cell._asdict() for cell in table.rows[0].cells] == expected
+
+
+@pytest.mark.parametrize(
+    ("lost", "status"),
+    [
+        ("config.toml", "finished"),
+        ("run.json", "finished"),
+        ("metrics.jsonl", "finished"),
+        ("checkpoints/best.safetensors", "finished"),
+        ("checkpoints/best.safetensors", "interrupted"),
+        ("checkpoints/last.pt", "interrupted"),
+    ],
+)
+def test_a_run_that_lost_a_file_is_named_with_its_cure(
+    tables: Path, baby: Path, tmp_path: Path, lost: str, status: str
+):
+    shutil.copytree(tables, tmp_path / "out")
+    arguments = {"num_seeds": 3, "models": ["bpr"], "overrides": SET}
+    run = next((tmp_path / "out").glob("runs/bpr-*/seed-1"))
+    write_json(run / "run.json", {**read_json(run / "run.json"), "status": status})
+    (run / lost).unlink()
+    with pytest.raises(StoreError) as caught:
+        reproduce("table2", baby, tmp_path / "out", **arguments)
+    assert f"{run} is not whole: it has no {lost}. Restore" in str(caught.value)
+    assert f"or remove {run}; then give the same command." in str(caught.value)
+    shutil.rmtree(run)
+    run.mkdir()  # as good as nothing
+    assert reproduce("table2", baby, tmp_path / "out", **arguments).complete
+
+
+def test_a_checkpoint_that_nothing_needs_may_be_gone(tables: Path, baby: Path, tmp_path: Path, planned):
+    shutil.copytree(tables, tmp_path / "out")
+    for path in (tmp_path / "out").glob("runs/*/*/checkpoints/last.pt"):
+        path.unlink()
+    assert reproduce("table2", baby, tmp_path / "out", num_seeds=3, models=["bpr"], overrides=SET).complete
+    assert planned == []
 
 
 def test_a_damaged_line_of_an_epoch_is_named(tables: Path, baby: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import sys
 import tomllib
@@ -17,7 +18,7 @@ import sqlalchemy.engine
 
 from dream_pyg.analysis import tune as study
 from dream_pyg.analysis.search_spaces import default_point, search_space
-from dream_pyg.analysis.tune import StudyResult, tune
+from dream_pyg.analysis.tune import StudyResult, search_run, tune
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import write_json
 from dream_pyg.errors import ConfigError, Interrupted, MissingExtraError, ResumeError, StoreError, TrainingError
@@ -218,6 +219,30 @@ def test_the_same_values_are_not_trained_twice(shop_graph: Path, tmp_path: Path,
     table = tomllib.loads((tmp_path / "study" / "best.toml").read_text())["lightgcn"]
     assert table["model"] == {"num_layers": tested, "l2_weight": 0}
     assert not {"keep_every", "eval_users"} & set(table["training"])
+
+
+@pytest.mark.parametrize("lost", ["", "run.json", "config.toml", "checkpoints/best.safetensors", "checkpoints/last.pt"])
+def test_a_best_trial_that_is_no_longer_whole_is_trained_again(
+    finished: StudyResult, shop_graph: Path, tmp_path: Path, lost: str
+):
+    out = tmp_path / "study"
+    shutil.copytree(finished.path, out)
+    best = out / "trials" / f"{finished.best.number:03d}"
+    if lost:
+        (best / lost).unlink()
+    else:
+        shutil.rmtree(best)
+    assert search(shop_graph, out) == finished._replace(path=out)
+    assert json.loads((best / "test_metrics.json").read_text())["lines"]["general"] == finished.test_metrics
+
+
+def test_a_search_hands_over_the_training_of_its_best_trial_if_it_is_there(shop_graph: Path, tmp_path: Path):
+    found = [search_run("bpr", shop_graph, tmp_path / "study", tmp_path / "run", timeout=0.0, overrides=SET)]
+    shutil.rmtree(tmp_path / "study" / "trials" / "000")
+    found += [search_run("bpr", shop_graph, tmp_path / "study", tmp_path / "other", timeout=0.0, overrides=SET)]
+    assert [there for _, there in found] == [True, False]
+    assert found[0][0] == found[1][0] == RunConfig.load(tmp_path / "run" / "config.toml")
+    assert not (tmp_path / "other").exists()
 
 
 def test_no_trial_begins_after_the_timeout(shop_graph: Path, tmp_path: Path):
