@@ -866,3 +866,23 @@ def test_two_processes_that_build_into_one_path(shop: Path, tmp_path: Path):
     assert_named(processes[lost].returncode, *outputs[lost], 1)
     assert load_graph(out).fingerprint.startswith(json.loads(outputs[won][0])["fingerprint"])
     assert [path.name for path in tmp_path.iterdir()] == ["graph"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "GRAPH", "--model", "bpr", "--run", "run"),
+        ("tune", "bpr", "GRAPH", "--trials", 1, "--out", "study"),
+        ("reproduce", "table2", "--dataset", "interactions", "--graph", "GRAPH", "--models", "bpr", "--out", "tables"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_reads_a_test_split_that_is_empty(command: Command, shop: Path, tmp_path: Path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    built = command("build-graph", shop / "interactions.csv", "--split-ratios", 0.8, 0.2, 0, "--out", "graph")
+    assert built.exit_code == 0, built.stderr
+    with refusal(tmp_path, 1, "The test split is empty", "Train with --no-test") as results:
+        results.append(command(*("graph" if one == "GRAPH" else one for one in arguments)))
+    trained = command("train", "graph", "--model", "bpr", "--epochs", 1, "--no-test", "--run", "run")
+    assert trained.exit_code == 0, trained.stderr
+    assert command("recommend", "run", "-k", 3, "--out", "top.csv").exit_code == 0

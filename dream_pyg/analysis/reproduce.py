@@ -183,9 +183,9 @@ def _check_trainable(tasks: list[Task], graph: str | Path) -> None:
     """Refuse what cannot be trained on the graph, before the first run has trained for hours."""
     if not tasks:
         return
-    loaded, one_of_each = load_graph(graph).graph, {task.run.parent: task.config for task in tasks}
-    for config in one_of_each.values():
-        prepare(config, loaded, resolve_device(config.training.device))
+    loaded, one_of_each = load_graph(graph).graph, {task.run.parent: task for task in tasks}
+    for task in one_of_each.values():
+        prepare(task.config, loaded, resolve_device(task.config.training.device), test=task.test)
 
 
 def _tasks(

@@ -34,6 +34,7 @@ from dream_pyg.graph.schema import ITEM, feature_modalities, knn_modalities
 from dream_pyg.graph.store import StoredGraph, load_graph
 from dream_pyg.models.space import Choice, LogRange, Space
 from dream_pyg.presets import find_preset, load_presets
+from dream_pyg.training.preparation import check_splits
 from dream_pyg.training.run import RunPaths, read_epochs, seconds_of
 from dream_pyg.training.trainer import TrainResult, train
 
@@ -127,6 +128,7 @@ def tune(
     base = RunConfig.create(graph=graph, model=model, preset=preset, overrides=[*overrides, f"{SEED}={seed}"])
     begun_at = {} if preset is None else find_preset(preset, model).values
     stored = load_graph(graph)
+    check_splits(stored.graph, test=num_trials != _UNLIMITED)
     modalities = _fusible_modalities(stored)
     space = search_space(model, modalities, fixed=fixed)
     default_point(space, base, modalities)  # refused before anything is written

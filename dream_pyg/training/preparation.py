@@ -24,24 +24,43 @@ class Prepared(NamedTuple):
     steps: WholeGraphSteps | SampledSteps
 
 
-def prepare(config: RunConfig, graph: HeteroData, device: torch.device) -> Prepared:
+def check_splits(graph: HeteroData, *, test: bool) -> None:
+    """Refuse a graph that lacks what a training ranks.
+
+    Args:
+        graph: The graph.
+        test: Whether the test split will be read.
+
+    Raises:
+        DataError: If the graph has no validation split, or no test split that will be read.
+    """
+    if graph[INTERACTS][label_name("valid")].size(1) == 0:
+        raise DataError(
+            "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."
+        )
+    if test and graph[INTERACTS][label_name("test")].size(1) == 0:
+        raise DataError(
+            "The test split is empty, so the best epoch cannot be evaluated on it. Train with --no-test, or build the "
+            "graph with another split."
+        )
+
+
+def prepare(config: RunConfig, graph: HeteroData, device: torch.device, *, test: bool) -> Prepared:
     """Make what a configuration says of a graph, or say why it cannot be trained.
 
     Args:
         config: The configuration, whose seed draws the model's first weights.
         graph: The graph as it is stored.
         device: Where the model goes.
+        test: Whether the test split will be read.
 
     Raises:
         ConfigError: If the model cannot be trained on the graph as configured, or memory is too small.
-        DataError: If the graph has no validation split.
+        DataError: As :func:`check_splits`.
     """
+    check_splits(graph, test=test)
     check_memory(config, graph, device)
     prepared = prepare_graph(graph, device, config.num_neighbors, config.held_precision)
-    if prepared[INTERACTS][label_name("valid")].size(1) == 0:
-        raise DataError(
-            "The valid split is empty, so the best epoch cannot be chosen. Build the graph with another split."
-        )
     torch.manual_seed(config.training.seed)
     model = make_model(config, prepared, device)
     teacher = config.training.teacher

@@ -126,7 +126,7 @@ def train(
             trains it.
         ResumeError: If the run was made with another configuration or graph, or its checkpoint is damaged.
         TrainingError: If a loss, weights or scores are no longer finite; checkpoints are then those of before.
-        DataError: If the graph has no validation split.
+        DataError: If the graph has no validation split, or no test split though it is to be read.
         ConfigError: If processes differ in what they were told, or are more than there are GPUs or triplets of a batch,
             or if memory is too small.
         ProcessError: If another process is gone.
@@ -138,7 +138,7 @@ def train(
     with termination_as_interrupt(), ranks.joined():
         paths = RunPaths(Path(run))
         _check_agreement({**config.to_dict(), "resume": resume, "test": test})
-        session, stored, info = ranks.together(lambda: _prepare(config, paths, resume, on_evaluation))
+        session, stored, info = ranks.together(lambda: _prepare(config, paths, resume, test, on_evaluation))
         _check_agreement({"graph fingerprint": info["graph_fingerprint"]})
         if not resume:
             session.create(config, info)
@@ -160,7 +160,7 @@ def train(
 
 
 def _prepare(
-    config: RunConfig, paths: RunPaths, resume: bool, on_evaluation: OnEvaluation | None
+    config: RunConfig, paths: RunPaths, resume: bool, test: bool, on_evaluation: OnEvaluation | None
 ) -> tuple[_Session, StoredGraph, dict[str, Any]]:
     """A session with its graph and model, and what ``run.json`` says of it."""
     if config.training.num_threads is not None:
@@ -181,7 +181,7 @@ def _prepare(
         _check_resumable(config, paths, stored.fingerprint)
     else:
         paths.check_absent()
-    prepared = prepare(config, stored.graph, device)
+    prepared = prepare(config, stored.graph, device, test=test)
     return _Session(config, paths, *prepared, on_evaluation), stored, describe_run(config, stored, device)
 
 
