@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,10 @@ _KEY_NAMES = {
 _PANEL = (5.6, 4.2)  # inches
 _GROUP = 1.9  # inches of a group of bars
 _LETTERS_PER_INCH = 9
+_HANDLE = 6  # letters that a handle in a legend takes
+_SLANTED = 0.27  # inches between labels at 45 degrees
 _NO_SPACE = "\u200b"
+_NO_BREAK = "\u00a0"
 _STYLE = {
     "font.size": 13,
     "axes.titlesize": 14,
@@ -110,10 +114,9 @@ def draw_line_scores(table: pl.DataFrame) -> Any:
     runs = table["run"].unique(maintain_order=True).to_list()
     datasets = table.group_by("run", maintain_order=True).first()["dataset"].to_list()
     ticks = runs if len(set(datasets)) == 1 else [f"{run}\n({of})" for run, of in zip(runs, datasets, strict=True)]
-    width = 0.8 / len(_LINE_COLORS)
-    crowded = max(map(len, runs)) > _LETTERS_PER_INCH * _GROUP
-    tilt = {"rotation": 15, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    with _panels(metrics, width=max(_PANEL[0], _GROUP * len(runs))) as (figure, axes):
+    width, panel = 0.8 / len(_LINE_COLORS), max(_PANEL[0], _GROUP * len(runs))
+    ticks = [_wrapped(tick, 0.75 * panel / len(runs)) for tick in ticks]  # the rest is margins and numbers
+    with _panels(metrics, width=panel) as (figure, axes):
         for metric, axis in zip(metrics, axes.flat, strict=True):
             for index, (line, color) in enumerate(_LINE_COLORS.items()):
                 place = np.arange(len(runs)) + (index - 1) * width
@@ -121,7 +124,7 @@ def draw_line_scores(table: pl.DataFrame) -> Any:
                                 hatch=_HATCHES[line], edgecolor="white", label=line.capitalize())  # fmt: skip
                 axis.bar_label(bars, fmt="%.4f", fontsize=10, rotation=90, padding=3)
             axis.set_ylabel(f"Test {_metric_name(metric)}")
-            axis.set_xticks(range(len(runs)), ticks, **tilt)
+            axis.set_xticks(range(len(runs)), ticks)
             axis.margins(y=0.22)
             axis.grid(visible=False, axis="x")
         _legend(figure, axes)
@@ -131,7 +134,8 @@ def draw_line_scores(table: pl.DataFrame) -> Any:
 def draw_line_map(table: pl.DataFrame) -> Any:
     """Figure 7: both representations of each node in one plane, joined by a dashed line; a panel for each run."""
     runs = table["run"].unique(maintain_order=True).to_list()
-    with _panels(runs, width=7.0, height=7.0) as (figure, axes):
+    side = 7.0
+    with _panels(runs, width=side, height=side) as (figure, axes):
         for (label, run), axis in zip(_groups(table, "run"), axes.flat, strict=True):
             ends_x, ends_y = (run[f"behavior_{x}", f"modal_{x}"].to_numpy().T for x in "xy")  # each (2, nodes)
             pairs = axis.plot(ends_x, ends_y, color="grey", linestyle="--", linewidth=0.6, alpha=0.5, zorder=1)
@@ -139,7 +143,9 @@ def draw_line_map(table: pl.DataFrame) -> Any:
             for line, x, y, marker in zip(("behavior", "modal"), ends_x, ends_y, "so", strict=True):
                 look = {"color": _LINE_COLORS[line], "marker": marker, "edgecolor": "white", "linewidth": 0.3}
                 axis.scatter(x, y, s=16, zorder=2, label=f"{line.capitalize()} representation", **look)
-            axis.set(title=f"{label} ({len(run):,} users and items)", xlabel="t-SNE 1", ylabel="t-SNE 2")
+            nodes = f"({len(run):,} users and items)".replace(" ", _NO_BREAK)
+            title = _wrapped(f"{label} {nodes}", 0.9 * side)  # its letters are larger
+            axis.set(title=title, xlabel="t-SNE 1", ylabel="t-SNE 2")
             axis.set(xticks=[], yticks=[])
         _legend(figure, axes, markerscale=2)
     return figure
@@ -226,7 +232,7 @@ def _say(axis: Any, text: str) -> None:
 
 def _curve(axis: Any, index: int, x: pl.Series, y: pl.Series, label: str) -> None:
     every = max(1, len(x) // 10)
-    axis.plot(x, y, **_look(index), markevery=(index % every, every), label=label)
+    axis.plot(x, y, **_look(index), markevery=(index % every, every), label=label, clip_on=False)
 
 
 def _epochs(axis: Any) -> None:
@@ -239,8 +245,33 @@ def _scale(axis: Any, values: Any) -> None:
     positive = values[values > 0]
     if len(positive) > 1 and positive[-1] / positive[0] >= 10:
         axis.set_xscale("symlog", linthresh=positive[0])
-    axis.set_xticks(values, [f"{value:g}" for value in values])
+    _label_ticks(axis, values)
     axis.minorticks_off()
+
+
+def _label_ticks(axis: Any, values: Any) -> None:
+    """A tick at each value, and a label where there is room: slanted if they do not fit upright."""
+    labels = [f"{value:g}" for value in values]
+    axis.get_xlim()  # makes the axis fit its curves
+    places = (axis.transScale + axis.transLimits).transform([(value, 0.0) for value in values])[:, 0]
+    places *= 0.8 * _PANEL[0]  # inches
+    longest = (max(map(len, labels)) + 1) / _LETTERS_PER_INCH
+    if np.all(np.diff(places) >= longest):
+        axis.set_xticks(values, labels)
+        return
+    last = -np.inf
+    for index, place in enumerate(places):
+        if place - last < _SLANTED:
+            labels[index] = ""
+        else:
+            last = place
+    axis.set_xticks(values, labels, rotation=45, ha="right", rotation_mode="anchor")
+
+
+def _wrapped(text: str, inches: float) -> str:
+    """Text broken into lines of a width; lines that it has stay."""
+    letters = max(1, int(_LETTERS_PER_INCH * inches))
+    return "\n".join(textwrap.fill(line, letters) for line in text.split("\n"))
 
 
 @contextmanager
@@ -274,9 +305,10 @@ def _legend(figure: Any, axes: Any, **options: Any) -> None:
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    labels = list(handles)
-    longest = max(map(len, labels)) + 6  # letters, with the handle
-    rows = -(-len(labels) * longest // int(_LETTERS_PER_INCH * figure.get_figwidth()))
+    letters = int(_LETTERS_PER_INCH * figure.get_figwidth())
+    labels = [textwrap.fill(label, letters - _HANDLE) for label in handles]
+    longest = max(len(line) for label in labels for line in label.split("\n")) + _HANDLE
+    rows = -(-len(labels) * longest // letters)
     figure.legend(handles.values(), labels, loc="outside upper center", ncols=-(-len(labels) // rows), **options)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
 import polars as pl
@@ -149,10 +151,42 @@ def test_scores_are_bars_in_groups_of_runs():
     assert [tick.get_text() for tick in several.axes[0].get_xticklabels()] == ["with\n(sports)", "without\n(baby)"]
 
 
-def test_a_map_joins_both_places_of_each_node():
-    rows = [(run, "user", str(node), node, 0.0, node, 1.0) for run in RUNS for node in range(4)]
+def scores(runs: list[str]) -> pl.DataFrame:
+    """Figure 5's table for some runs."""
+    rows = [(run, "baby", line, 0.25, 0.125) for run in runs for line in ("behavior", "modal", "general")]
+    return pl.DataFrame(rows, schema=["run", "dataset", "line", "recall@20", "ndcg@20"], orient="row")
+
+
+def map_of(runs: list[str]) -> pl.DataFrame:
+    """Figure 7's table for some runs of four nodes."""
+    rows = [(run, "user", str(node), node, 0.0, node, 1.0) for run in runs for node in range(4)]
     schema = ["run", "nodes", "id", "behavior_x", "behavior_y", "modal_x", "modal_y"]
-    figure = draw_line_map(pl.DataFrame(rows, schema=schema, orient="row"))
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+LONG = ["a-very-long-name-of-a-run-that-nobody-would-use-1", "another_long_name_" + 4 * "that_has_no_hyphens_", "short"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_long_names_of_runs_are_whole_and_apart(count: int):
+    runs = LONG[:count]
+    bars, places = draw_line_scores(scores(runs)), draw_line_map(map_of(runs))
+    by_run = draw_line_distance(by_epoch("nodes", ["item"]).with_columns(pl.col("run").replace(RUNS, LONG[:2])))
+    shown = [axis.get_xticklabels() for axis in bars.axes]
+    shown += [[axis.title for axis in places.axes], list(by_run.legends[0].get_texts())]
+    for figure in (bars, places, by_run):
+        figure.draw_without_rendering()
+    for texts in shown:
+        boxes = [text.get_window_extent() for text in texts]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        page = texts[0].get_figure().bbox
+        assert [box for box in boxes if not (box.x0 >= 0 and box.x1 <= page.x1 and box.y0 >= 0)] == []
+    read = ["".join(tick.get_text().split()) for tick in bars.axes[0].get_xticklabels()]
+    assert read == runs
+
+
+def test_a_map_joins_both_places_of_each_node():
+    figure = draw_line_map(map_of(RUNS))
     assert legend(figure) == ["Same user or item", "Behavior representation", "Modal representation"]
     for axis, run in zip(figure.axes, RUNS, strict=True):
         assert axis.get_title().startswith(run)
@@ -162,12 +196,42 @@ def test_a_map_joins_both_places_of_each_node():
         assert {line.get_linestyle() for line in axis.lines} == {"--"}
 
 
-@pytest.mark.parametrize(("values", "scale"), [([0.0, 0.001, 0.1], "symlog"), ([0.1, 0.3, 0.9], "linear")])
-def test_sensitivity_marks_the_values_that_were_tried(values: list[float], scale: str):
+def sensitivity(values: list[float]) -> Figure:
+    """A figure with a panel for the values of one weight."""
     rows = [("signal_weight", "image_weight 0.3", value, "ndcg@20", value / 2, 0.1, 2) for value in values]
     schema = ["key", "series", "value", "metric", "mean", "std", "num_runs"]
-    (axis,) = draw_sensitivity(pl.DataFrame(rows, schema=schema, orient="row")).axes
+    return draw_sensitivity(pl.DataFrame(rows, schema=schema, orient="row"))
+
+
+@pytest.mark.parametrize(("values", "scale"), [([0.0, 0.001, 0.1], "symlog"), ([0.1, 0.3, 0.9], "linear")])
+def test_sensitivity_marks_the_values_that_were_tried(values: list[float], scale: str):
+    (axis,) = sensitivity(values).axes
     assert axis.get_xscale() == scale
     assert [tick.get_text() for tick in axis.get_xticklabels()] == [f"{value:g}" for value in values]
     assert axis.get_ylabel() == "Test NDCG@20\n(mean ± std over seeds)"
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["image weight 0.3"]
+
+
+@pytest.mark.parametrize(
+    ("values", "left_out"),
+    [
+        ([0.1, 0.3, 0.9], []),
+        ([0.0, 0.001, 0.003, 0.01, 0.1, 1.0], []),
+        ([0.001, 0.0025, 0.005, 0.0055, 0.0075], []),
+        ([0.1, 0.1001, 0.3, 0.3001, 0.3002, 0.9], [0.1001, 0.3001, 0.3002]),
+    ],
+)
+def test_labels_of_close_values_are_apart(values: list[float], left_out: list[float]):
+    figure = sensitivity(values)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    assert axis.get_xticks() == pytest.approx(values)
+    ticks = [tick for tick in axis.get_xticklabels() if tick.get_text()]
+    assert [float(tick.get_text()) for tick in ticks] == [value for value in values if value not in left_out]
+    boxes = [tick.get_window_extent() for tick in ticks]
+    for tick, (left, right) in zip(ticks, itertools.pairwise(boxes), strict=False):
+        height = tick.get_fontsize() / 72 * figure.dpi
+        if tick.get_rotation() == 0:
+            assert left.x1 < right.x0
+        else:
+            assert (right.x1 - left.x1) * math.sin(math.radians(tick.get_rotation())) > 0.9 * height
