@@ -201,7 +201,8 @@ def line_map(run: Run, *, num_nodes: int = 1000, seed: int = 0) -> pl.DataFrame:
         Columns ``nodes`` (user, item), ``id`` (external), ``behavior_x``, ``behavior_y``, ``modal_x``, ``modal_y``.
 
     Raises:
-        ConfigError: If the model has not two lines, or fewer than two nodes have both representations.
+        ConfigError: If the model has not two lines, a line has one dimension, or fewer than two nodes have both
+            representations.
         MissingExtraError: If scikit-learn is not installed.
 
     Note:
@@ -214,6 +215,11 @@ def line_map(run: Run, *, num_nodes: int = 1000, seed: int = 0) -> pl.DataFrame:
 
     run.model.eval()
     behavior, modal = (torch.cat(line).cpu() for line in dual_lines(run.model, run.graph))
+    if behavior.size(1) < 2:
+        raise ConfigError(
+            f"The representations of {run.paths.root} have {behavior.size(1)} dimension; a map needs at least 2. "
+            "Take a run with a larger model.embedding_dim."
+        )
     present = torch.nonzero(behavior.any(dim=1) & modal.any(dim=1)).squeeze(1).numpy()
     chosen = np.sort(np.random.default_rng(seed).permutation(present)[:num_nodes])
     if len(chosen) < 2:

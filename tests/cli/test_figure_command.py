@@ -154,6 +154,14 @@ def test_lines_that_share_no_embeddings(command: Command, shop_graph: Path, tmp_
         results.append(command("figure", "1a", tmp_path / "run", "--out", tmp_path / "out", *CPU))
 
 
+def test_a_map_of_one_dimension(command: Command, shop_graph: Path, tmp_path: Path):
+    trained = command("train", shop_graph, "--model", "dream", "--run", tmp_path / "run", *CPU,
+                      "--set", "training.epochs=1", "--set", "model.embedding_dim=1")  # fmt: skip
+    assert trained.exit_code == 0
+    with refusal(tmp_path, 2, "have 1 dimension; a map needs at least 2") as results:
+        results.append(command("figure", "7", tmp_path / "run", "--out", tmp_path / "out", *CPU))
+
+
 def test_a_run_that_is_not_finished(command: Command, runs: list[Path], tmp_path: Path):
     (runs[0] / "test_metrics.json").unlink()
     with refusal(tmp_path, 1, "is not finished", "train --resume --run") as results:
