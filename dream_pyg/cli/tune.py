@@ -10,6 +10,7 @@ import click
 from dream_pyg.analysis.tune import BEST
 from dream_pyg.analysis.tune import tune as run_study
 from dream_pyg.cli.output import format_option, print_json, print_table
+from dream_pyg.graph.store import read_info
 
 _EPILOG = """\b
 Examples:
@@ -69,7 +70,7 @@ def tune(
     result = run_study(
         model,
         graph,
-        out or Path("studies") / f"{model}-{graph.name}",
+        out or Path("studies") / f"{model}-{read_info(graph)['dataset']}",
         num_trials=trials,
         seed=seed,
         overrides=overrides,

@@ -45,10 +45,12 @@ def test_a_study_that_has_no_time_left_says_how_to_go_on(command: Command, shop_
     assert ", test " not in result.stdout
 
 
-def test_studies_lie_in_studies_by_default(command: Command, shop_graph: Path, tmp_path: Path, monkeypatch):
+def test_studies_lie_in_studies_by_default_named_after_model_and_dataset(
+    command: Command, shop_graph: Path, tmp_path: Path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert command("tune", "bpr", shop_graph, *SHORT, "--trials", 1).exit_code == 0
-    assert (tmp_path / "studies" / "bpr-graph" / "study.json").is_file()
+    assert (tmp_path / "studies" / "bpr-synthetic" / "study.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,9 @@ def test_a_study_of_other_options_or_no_graph_is_refused(command: Command, shop_
         results.append(command("tune", "bpr", shop_graph, "--out", out, *SHORT, "--seed", 1))
     with refusal(tmp_path, 1, "is another one: model is lightgcn here, bpr there") as results:
         results.append(command("tune", "lightgcn", shop_graph, "--out", out, *SHORT))
-    with refusal(tmp_path, 1, "is not a graph store") as results:
-        results.append(command("tune", "bpr", tmp_path / "nowhere", "--out", out, *SHORT))
+    for where in (["--out", out], []):
+        with refusal(tmp_path, 1, "is not a graph store") as results:
+            results.append(command("tune", "bpr", tmp_path / "nowhere", *where, *SHORT))
 
 
 def test_a_missing_extra_is_named_with_its_cure(command: Command, shop_graph: Path, tmp_path: Path, monkeypatch):
