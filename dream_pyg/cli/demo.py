@@ -51,7 +51,8 @@ def demo(out: Path, seeds: int) -> None:
             general = read_json(RunPaths(run).test_metrics)["lines"]["general"]
             for metric in METRICS:
                 results[model][metric].append(general[metric])
-    click.echo(f"\nTest metrics, mean ± standard deviation over {seeds} catalogues:\n")
+    spread = f", mean ± standard deviation over {seeds} catalogues" if seeds > 1 else ""
+    click.echo(f"\nTest metrics{spread}:\n")
     print_table([{"model": model} | {m: _spread(v) for m, v in values.items()} for model, values in results.items()])
     click.echo("\nFive readers, what they bought, and what DREAM recommends them:\n")
     _examples(out)
@@ -75,4 +76,5 @@ def _examples(out: Path) -> None:
 
 
 def _spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.4f}"
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation}"
