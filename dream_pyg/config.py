@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import logging
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ from dream_pyg.evaluation import parse_metric
 from dream_pyg.models import MODELS, find_model
 from dream_pyg.models.base import ClosedForm
 from dream_pyg.presets import find_preset
+
+logger = logging.getLogger("dream_pyg")
 
 FeaturePrecision = Literal["auto", "float32", "bfloat16", "stored"]
 
@@ -276,6 +279,8 @@ class RunConfig(_Section):
             preset: Name or path of a preset (:mod:`dream_pyg.presets`).
             overrides: Single values; ``none`` takes one back to its default.
 
+        Hyper-parameters that the file has for another model than ``model`` are left out, with a warning.
+
         Raises:
             ConfigError: If a key or preset is unknown, a value is out of range, or graph or model is missing or named
                 twice.
@@ -290,6 +295,8 @@ class RunConfig(_Section):
             # Hyper-parameters of another model mean nothing to this one.
             keep = isinstance(previous, dict) and previous.get("name") == model
             values["model"] = previous if keep else {"name": model}
+            if not keep and isinstance(previous, dict) and (lost := sorted(previous.keys() - {"name"})):
+                logger.warning("Left out of %s, whose [model] is not %s: %s", file, model, ", ".join(lost))
         overrides = list(overrides)
         if preset is not None:
             values = _on_preset(preset, values, overrides)
@@ -299,8 +306,13 @@ class RunConfig(_Section):
             if key not in values:
                 raise ConfigError(f"The run has no {key!r}. Give {cure}, or set it in the config file.")
         config = cls.from_dict(values, str(file or "config"))
-        for key, given, set_to in (("graph", graph, config.graph), ("model", model, config.model_name)):
-            if given is not None and str(given) != set_to:
+        given_and_set = {
+            "graph": (graph, config.graph),
+            "model": (model, config.model_name),
+            "num_neighbors": (num_neighbors, config.num_neighbors),
+        }
+        for key, (given, set_to) in given_and_set.items():
+            if given is not None and str(given) != str(set_to):
                 raise ConfigError(f"The {key} is given twice: {given}, and {set_to} as an override. Leave one out.")
         return config
 

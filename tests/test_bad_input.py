@@ -254,6 +254,20 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--model", "dream", "--set", "training.eval_users=0"], ("training.eval_users", "got 0")),
     (["--model", "dream", "--seed", "-1"], ("training.seed", "got -1")),
     (["--model", "dream", "--seed", str(2**40)], ("training.seed", str(2**40))),
+    (
+        ["--model", "bpr", "--epochs", "1", "--set", "training.epochs=2"],
+        ("--epochs 1", "training.epochs=2", "Leave one"),
+    ),
+    (["--model", "bpr", "--seed", "1", "--set", "training.seed = 2"], ("--seed 1 and --set training.seed = 2",)),
+    (
+        ["--model", "dream", "--num-neighbors", "2", "--set", "num_neighbors=4"],
+        ("The num_neighbors is given twice: 2, and 4 as an override. Leave one out",),
+    ),
+    (
+        ["--model", "dream", "--num-neighbors", "2", "--set", "num_neighbors=4", "--preset", "auto"],
+        ("The num_neighbors is given twice: 2, and 4",),
+    ),
+    (["--model", "dream", "--num-neighbors", "2", "--set", "num_neighbors=none"], ("2, and None as an override",)),
     (["--model", "dream", "--device", "cuda:7"], ("'cuda:7' is not here",)),
     (["--model", "dream", "--device", "gpu"], ("'gpu'", "auto, cpu, cuda")),
     (["--model", "dream", "--device", "mps"], ("'mps'", "auto, cpu, cuda")),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -89,6 +91,7 @@ def train(
         "training.patience": patience,
         "training.device": device,
     }
+    _check_given_once(short, overrides)
     if sampled:
         overrides = ("training.sampling={}", *overrides)
     overrides = (*overrides, *(f"{key}={value}" for key, value in short.items() if value is not None))
@@ -130,6 +133,16 @@ def train(
         click.echo(f"best epoch {result.best_epoch} of {result.epochs}; everything is in {result.run}")
 
 
+def _check_given_once(short: Mapping[str, Any], overrides: Iterable[str]) -> None:
+    """Refuse a value of an option beside another of the ``--set`` that it is short for."""
+    for override in overrides:
+        key, _, text = override.partition("=")
+        value = short.get(key.strip())
+        if value is not None and text.strip() != str(value):
+            option = key.strip().removeprefix("training.")
+            raise ConfigError(f"--{option} {value} and --set {override} say different things. Leave one out.")
+
+
 def _tuned(
     graph: Path | None,
     model: str | None,
@@ -147,9 +160,10 @@ def _tuned(
             "--preset auto works in one process. Start it without torchrun, then train with RUN's values."
         )
     RunPaths(run).check_absent()
+    config = RunConfig.create(graph=graph, model=model, num_neighbors=num_neighbors, overrides=overrides)
+    seed = config.training.seed
     if num_neighbors is not None:
         overrides = (*overrides, f"num_neighbors={num_neighbors}")
-    seed = RunConfig.create(graph=graph, model=model, overrides=overrides).training.seed
     overrides = tuple(override for override in overrides if override_key(override) != SEED)
     study = run.with_name(f"{run.name}.study")
     return search_run(model, graph, study, run, timeout=60 * budget, seed=seed, overrides=overrides)

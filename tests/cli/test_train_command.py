@@ -90,6 +90,26 @@ def test_config_file_and_overrides(command: Command, shop_graph: Path, tmp_path:
     assert (config["training"]["epochs"], config["training"]["seed"]) == (1, 4)
 
 
+def test_hyperparameters_of_another_model_in_a_config_file_are_said_to_be_left_out(
+    command: Command, shop_graph: Path, tmp_path: Path
+):
+    file = tmp_path / "run.toml"
+    file.write_text('[model]\nname = "lightgcn"\nnum_layers = 1\nembedding_dim = 8\n[training]\nepochs = 1\n')
+    result = command("train", shop_graph, "--config", file, "--model", "bpr", "--run", tmp_path / "run", *CPU)
+    assert result.exit_code == 0, result.stderr
+    told = f"Left out of {file}, whose [model] is not bpr: embedding_dim, num_layers"
+    assert result.stderr.splitlines()[0] == told
+    assert RunConfig.load(tmp_path / "run" / "config.toml").hyperparameters.embedding_dim == 64
+    same = command("train", shop_graph, "--config", file, "--model", "lightgcn", "--run", tmp_path / "same", *CPU)
+    assert "Left out" not in same.stderr
+
+
+def test_a_value_may_be_given_twice_if_it_is_the_same(command: Command, shop_graph: Path, tmp_path: Path):
+    twice = ["--epochs", 1, "--set", "training.epochs=1", "--num-neighbors", 3, "--set", "num_neighbors=3"]
+    result = command("train", shop_graph, "--model", "dream", *twice, *CPU, "--run", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+
+
 def test_two_epochs_and_two_resumed_are_four(command: Command, shop_graph: Path, tmp_path: Path):
     arguments = ["--model", "dream", *CPU]
     command("train", shop_graph, *arguments, "--run", tmp_path / "whole", "--set", "training.epochs=4")
