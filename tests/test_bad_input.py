@@ -882,21 +882,30 @@ def test_two_processes_that_build_into_one_path(shop: Path, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["graph"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("train", "GRAPH", "--model", "bpr", "--run", "run"),
-        ("tune", "bpr", "GRAPH", "--trials", 1, "--out", "study"),
-        ("reproduce", "table2", "--dataset", "interactions", "--graph", "GRAPH", "--models", "bpr", "--out", "tables"),
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_what_reads_a_test_split_that_is_empty(command: Command, shop: Path, tmp_path: Path, monkeypatch, arguments):
+@pytest.fixture
+def graph_without_test(command: Command, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A graph all of whose interactions are in train or valid, in the current directory."""
     monkeypatch.chdir(tmp_path)
     built = command("build-graph", shop / "interactions.csv", "--split-ratios", 0.8, 0.2, 0, "--out", "graph")
     assert built.exit_code == 0, built.stderr
-    with refusal(tmp_path, 1, "The test split is empty", "Train with --no-test") as results:
-        results.append(command(*("graph" if one == "GRAPH" else one for one in arguments)))
-    trained = command("train", "graph", "--model", "bpr", "--epochs", 1, "--no-test", "--run", "run")
+    return "graph"
+
+
+def test_training_and_study_that_would_read_an_empty_test_split(command: Command, graph_without_test: str):
+    model = ("--model", "bpr")
+    for arguments in (
+        ("train", graph_without_test, *model, "--run", "run"),
+        ("tune", "bpr", graph_without_test, "--trials", 1, "--out", "study"),
+    ):
+        with refusal(Path(), 1, "The test split is empty", "Train with --no-test") as results:
+            results.append(command(*arguments))
+    trained = command("train", graph_without_test, *model, "--epochs", 1, "--no-test", "--run", "run")
     assert trained.exit_code == 0, trained.stderr
     assert command("recommend", "run", "-k", 3, "--out", "top.csv").exit_code == 0
+
+
+def test_a_table_that_would_read_an_empty_test_split(command: Command, graph_without_test: str):
+    arguments = ("--dataset", "interactions", "--graph", graph_without_test, "--models", "bpr", "--out", "tables")
+    result = command("reproduce", "table2", *arguments)
+    assert_named(result.exit_code, result.stdout, result.stderr, 1, "The test split is empty")
+    assert not Path("tables/runs").exists()
