@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -29,6 +30,8 @@ COVERAGE = "coverage"
 KS = (5, 10, 20, 50)
 """Cut-offs that are measured unless others are asked for."""
 _USERS_AT_ONCE = 1 << 16
+_CUT_OFF = re.compile(r"[1-9][0-9]{0,6}")
+"""The digits of a cut-off, which name it in one way only; ndcg keeps a number for each place."""
 
 
 @exact_products()
@@ -129,13 +132,13 @@ def parse_metric(metric: str) -> tuple[str, int]:
     """Split ``"recall@20"`` into its name and cut-off.
 
     Raises:
-        ConfigError: If it is not a known metric with a positive cut-off.
+        ConfigError: If it is not a known metric with a cut-off from 1 to 9,999,999.
     """
-    name, at, k = metric.partition("@")
-    if (name not in METRICS and name != COVERAGE) or not at or not k.isdecimal() or int(k) < 1:
+    name, _, k = metric.partition("@")
+    if (name not in METRICS and name != COVERAGE) or not _CUT_OFF.fullmatch(k):
         raise ConfigError(
             f"Unknown metric {metric!r}; expected NAME@K with NAME one of {', '.join((*METRICS, COVERAGE))} and K a "
-            "positive number, for example recall@20."
+            "number from 1 to 9,999,999 without leading zeros, for example recall@20."
         )
     return name, int(k)
 

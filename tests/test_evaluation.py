@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -174,11 +176,22 @@ def test_parses_every_metric():
 
 
 @pytest.mark.parametrize(
-    "metric", ["recall", "recall@", "recall@0", "recall@-1", "recall@x", "recall@1.5", "@20", "f1@2"]
+    "metric",
+    [
+        *("recall", "recall@", "recall@0", "recall@-1", "recall@x", "recall@1.5", "@20", "f1@2"),
+        *("recall@020", "recall@\uff12\uff10", "recall@20\n", "recall@10000000", f"recall@{2**31}"),
+        f"recall@{'9' * 5000}",
+    ],
+    ids=lambda metric: ascii(metric)[:20],
 )
 def test_refuses_what_is_no_metric(metric):
-    with pytest.raises(ConfigError, match=rf"Unknown metric '{metric}'; expected NAME@K"):
+    with pytest.raises(ConfigError, match=rf"Unknown metric {re.escape(repr(metric))}; expected NAME@K"):
         parse_metric(metric)
+
+
+def test_a_cut_off_may_be_far_beyond_the_catalogue():
+    graph, scores = graph_of([[0], [0]], [[0], [1]], [[0], [2]], 1, 4), np.array([[4.0, 3, 2, 1]])
+    assert evaluate(scored(scores), graph, "test", ks=[9_999_999], metrics=["recall"]) == {"recall@9999999": 1.0}
 
 
 def test_a_sample_of_users_is_the_mean_over_these_users():
