@@ -46,7 +46,9 @@ def _not_zero(fan_out: int) -> int:
     return fan_out
 
 
-FanOut = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
+FanOut = Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(_not_zero)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+"""How many of something at a time, where sizes of tensors are made of it."""
 SEED = "training.seed"
 """The key of the seed, which studies and tables choose themselves."""
 INDIFFERENT = (
@@ -90,19 +92,19 @@ class TeacherConfig(_Section):
     See :mod:`dream_pyg.training.teacher` and :mod:`dream_pyg.training.vote`.
     """
 
-    share: NonNegativeFloat = 0.3
+    share: Annotated[float, Field(ge=0, le=1e6)] = 0.3
     """Taught triplets for each of train; 0 is none."""
     num_items: PositiveInt = 20
     """How many of its best items the teacher gives each user."""
     rank_decay: PositiveFloat = 10.0
     """Ranks after which the chance of an item to be drawn is lower by a factor of e."""
-    vote: NonNegativeFloat = 0.0
+    vote: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """What its scores weigh beside those of the trained model, both in units of their standard deviation; 0 is no
     vote."""
-    votes: tuple[PositiveFloat, ...] = ()
+    votes: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = ()
     """Further values of ``vote``: with which of all the best epoch scores best on validation is found when training
     ends. Without a vote there is nothing to choose."""
-    vote_weights: PositiveInt = 50
+    vote_weights: Count = 50
     """How many of its weights the vote keeps for each item, the largest ones."""
     model: dict[str, Any] = Field(default={}, validate_default=True)
     """``name`` of the teacher, addease unless said otherwise (or ease, itemknn), and its hyper-parameters."""
@@ -152,7 +154,7 @@ class TrainingConfig(_Section):
 
     epochs: PositiveInt = 1000
     """The most passes over the train interactions."""
-    batch_size: PositiveInt = 2048
+    batch_size: Count = 2048
     """Triplets per step, of all processes together."""
     learning_rate: PositiveFloat = 1e-3
     """Step size of Adam."""

@@ -252,6 +252,13 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
         ("with user_modal = 'items' it reads more",),
     ),
     (["--model", "dream", "--set", "training.eval_users=0"], ("training.eval_users", "got 0")),
+    (["--model", "bpr", "--set", "training.batch_size=100000000000000000000"], ("batch_size", "less than 2147483648")),
+    (["--model", "bpr", "--set", "training.batch_size=0"], ("training.batch_size", "greater than 0", "got 0")),
+    (["--model", "bpr", "--set", "training.teacher.vote=1e300"], ("teacher.vote:", "or equal to 1000000", "1e+300")),
+    (["--model", "bpr", "--set", "training.teacher.votes=[1e300]"], ("teacher.votes.0:", "or equal to 1000000")),
+    (["--model", "bpr", "--set", "training.teacher.share=1e300"], ("teacher.share:", "or equal to 1000000", "1e+300")),
+    (["--model", "bpr", "--set", "training.teacher.vote_weights=3000000000"], ("vote_weights", "less than 2147483648")),
+    (["--model", "dream", "--set", "training.sampling={relations=3000000000}"], ("relations", "less than 2147483648")),
     (["--model", "dream", "--seed", "-1"], ("training.seed", "got -1")),
     (["--model", "dream", "--seed", str(2**40)], ("training.seed", str(2**40))),
     (
