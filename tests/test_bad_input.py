@@ -26,6 +26,7 @@ from dream_pyg.errors import DreamPygError, ResumeError
 from dream_pyg.graph import store
 from dream_pyg.graph.knn import choice
 from dream_pyg.graph.store import read_info
+from dream_pyg.training import trainer
 from dream_pyg.training.checkpoint import load_checkpoint
 from dream_pyg.training.run import RunPaths, read_best, read_epochs, update_info
 
@@ -811,6 +812,17 @@ def test_places_where_nothing_can_be_written(
         results.append(command("build-graph", shop, "--out", tmp_path / place))
     with refusal(tmp_path, 1) as results:
         results.append(command("train", shop_graph, "--model", "bpr", "--run", tmp_path / place, *CPU))
+
+
+def test_a_place_where_no_run_can_be_written_is_known_before_the_teacher_is_solved(
+    command: Command, shop_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("a file")
+    monkeypatch.setattr(trainer, "teach", lambda *given: pytest.fail("the teacher is solved"))
+    teacher = ["--set", "training.teacher={}", *CPU]
+    for place in ("/proc/dream/run", "file/run"):
+        with refusal(tmp_path, 1, "Cannot write", place) as results:
+            results.append(command("train", shop_graph, "--model", "bpr", *teacher, "--run", tmp_path / place))
 
 
 @pytest.mark.parametrize("place", ["/proc/dream/top.csv", "file/top.csv", "directory.csv"])

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dream_pyg import ranks
 from dream_pyg.config import INDIFFERENT, RunConfig, TrainingConfig
-from dream_pyg.data.files import atomic_directory, held, write_json, write_text
+from dream_pyg.data.files import atomic_directory, check_writable, held, write_json, write_text
 from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import ConfigError, Interrupted, ResumeError, TrainingError
@@ -181,6 +181,7 @@ def _prepare(
         _check_resumable(config, paths, stored.fingerprint)
     else:
         paths.check_absent()
+        check_writable(paths.root)  # before a teacher is solved
     prepared = prepare(config, stored.graph, device, test=test)
     return _Session(config, paths, *prepared, on_evaluation), stored, describe_run(config, stored, device)
 
