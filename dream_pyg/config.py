@@ -117,10 +117,14 @@ class TeacherConfig(_Section):
     @field_validator("model")
     @classmethod
     def _resolved(cls, model: dict[str, Any]) -> dict[str, Any]:
-        name, hyperparameters = _split_name({"name": "addease", **model})
-        if not issubclass(find_model(name), ClosedForm):
-            able = ", ".join(known for known, kind in MODELS.items() if issubclass(kind, ClosedForm))
-            raise ConfigError(f"Model {name!r} cannot be a teacher, as it has no closed form; choose one of {able}.")
+        name, hyperparameters = _split_name({"name": "addease", **model}, "training.teacher.model", "addease")
+        able = [known for known, kind in MODELS.items() if issubclass(kind, ClosedForm)]
+        if name not in MODELS:
+            raise ConfigError(f"Unknown teacher {name!r}; expected one of {', '.join(able)}.{did_you_mean(name, able)}")
+        if name not in able:
+            raise ConfigError(
+                f"Model {name!r} cannot be a teacher, as it has no closed form; choose one of {', '.join(able)}."
+            )
         return {"name": name, **_as_dict(_model_config(name, hyperparameters))}
 
     @model_validator(mode="after")
@@ -365,9 +369,13 @@ def _model_config(name: str, hyperparameters: Mapping[str, Any]) -> Any:
         raise ConfigError(explain(error, f"model {name!r}", config_class)) from error
 
 
-def _split_name(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    if not isinstance(model.get("name"), str):
-        raise ConfigError('The [model] table has no name. Set it, for example name = "dream".')
+def _split_name(model: Mapping[str, Any], table: str = "model", example: str = "dream") -> tuple[str, dict[str, Any]]:
+    if "name" not in model:
+        raise ConfigError(f'The [{table}] table has no name. Set it, for example name = "{example}".')
+    if not isinstance(model["name"], str):
+        raise ConfigError(
+            f'The name in the [{table}] table is {model["name"]!r}; expected a string, for example name = "{example}".'
+        )
     return model["name"], {key: value for key, value in model.items() if key != "name"}
 
 

@@ -246,6 +246,15 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
         ("training.sampling.features", "draws no neighbour", "-1 for all"),
     ),
     (["--model", "dream", "--set", "training.sampling={hops=2}"], ("training.sampling.hops",)),
+    (
+        ["--model", "bpr", "--set", "training.teacher.model={name=3}"],
+        ("The name in the [training.teacher.model] table is 3", 'name = "addease"'),
+    ),
+    (
+        ["--model", "bpr", "--set", "training.teacher.model.name=eas"],
+        ("Unknown teacher 'eas'; expected one of addease, ease, itemknn. Did you mean 'ease'?",),
+    ),
+    (["--set", "model.name=3"], ("The name in the [model] table is 3", 'name = "dream"')),
     (["--model", "ease", "--set", "training.teacher.vote=0.5"], ("'ease' is solved and not trained", "Leave it out")),
     (["--model", "mgcn", "--sampled"], ("MGCN cannot be trained on sampled graphs",)),
     (
