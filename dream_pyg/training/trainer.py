@@ -149,6 +149,7 @@ def train(
                 ranks.first_does(lambda: _note_resumption(config, paths, info))
             try:
                 _check_that_all_see(paths)
+                session.log_modalities()
                 with deterministic():
                     session.fit()
                 return _finish(config, stored, session, test=test)
@@ -370,6 +371,11 @@ class _Session:
                 self._train_epoch(interrupted)
             if ranks.any_says(interrupted.is_set()):  # while the last epoch was validated
                 raise self._interruption(f"after epoch {self.epoch}")
+
+    def log_modalities(self) -> None:
+        """Say what each modality weighs, which by default depends on the graph, in a model that weighs them."""
+        if weights := getattr(self.model, "modality_weights", None):
+            logger.info("modalities: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()))
 
     def _is_last(self) -> bool:
         return self.stopped or self.epoch >= self.config.epochs or self.bad_evaluations >= self.config.patience

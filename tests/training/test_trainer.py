@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -589,3 +590,17 @@ def test_whatever_ends_a_training_or_its_test_is_noted(stored, finished, tmp_pat
     assert read_json(RunPaths(tmp_path / "run").info)["status"] == status
     train(configure(stored), tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"name": "dream", "modality_weights": {"image": 1, "text": 2}}, "modalities: image 0.333, text 0.667"),
+        ({"name": "addease", "modality_weights": {"text": 2}}, "modalities: text 1"),
+        ({"name": "bpr"}, None),
+    ],
+)
+def test_a_training_says_what_each_modality_weighs(stored, tmp_path, caplog, model, told):
+    caplog.set_level(logging.INFO, "dream_pyg")
+    train(configure(stored, epochs=1).model_copy(update={"model": model}), tmp_path / "run")
+    assert [line for line in caplog.messages if line.startswith("modalities")] == ([told] if told else [])
