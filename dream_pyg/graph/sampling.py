@@ -137,10 +137,12 @@ class NeighborSampler:
         for modality in field.features if field.user_features else ():
             # Of the items of a user only those that have the modality can stand for the others.
             (pointer, source), _ = graph[REV_INTERACTS].edge_index.get_csc()
-            has, edge_type = graph[ITEM][mask_name(modality)][source], describes_edge(modality)
-            self._pointers[edge_type] = row_pointer(has)[pointer].numpy()
-            self._sources[edge_type] = source[has].numpy()
-            self._positions[edge_type] = has.nonzero().squeeze(1).numpy()
+            has, edge_type = graph[ITEM][mask_name(modality)], describes_edge(modality)
+            if not has.all():
+                kept = has[source]
+                self._positions[edge_type] = kept.nonzero().squeeze(1).numpy()
+                pointer, source = row_pointer(kept)[pointer], source[kept]
+            self._pointers[edge_type], self._sources[edge_type] = pointer.numpy(), source.numpy()
         self._met = {node: _Met(int(graph[node].num_nodes)) for node in (USER, ITEM)}
         senders = {
             ITEM: dict.fromkeys((*field.item_knn, *field.features)),
