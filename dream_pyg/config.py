@@ -302,7 +302,7 @@ class RunConfig(_Section):
             keep = isinstance(previous, dict) and previous.get("name") == model
             values["model"] = previous if keep else {"name": model}
             if not keep and isinstance(previous, dict) and (lost := sorted(previous.keys() - {"name"})):
-                logger.warning("Left out of %s, whose [model] is not %s: %s", file, model, ", ".join(lost))
+                logger.warning("%s is for another model than %s; left out: %s", file, model, ", ".join(lost))
         overrides = list(overrides)
         if preset is not None:
             values = _on_preset(preset, values, overrides)

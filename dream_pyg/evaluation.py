@@ -76,7 +76,10 @@ def evaluate(
     store = graph[INTERACTS]
     targets = store[label_name(split)]
     if targets.size(1) == 0:
-        raise DataError(f"The {split} split has no interactions to evaluate. Build the graph with another split.")
+        raise DataError(
+            f"The {split} split has no interactions to evaluate. Evaluate another (--split valid), or build the graph "
+            "with another split."
+        )
     num_items = graph[ITEM].num_nodes
     masked = [] if split == "train" else [store[label_name("train")]]
     if mask_valid and split == "test":

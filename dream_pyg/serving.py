@@ -280,7 +280,7 @@ def _rows(known: pl.Series, named: Sequence[Any], what: str) -> torch.Tensor:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
             f"{len(missing)} of {len(text)} {what} are not in the graph: {', '.join(missing[:5])}{more}. "
-            f"Give ids as they stand in the interactions, or build the graph with these {what}."
+            f"Give ids as they stand in {what}.parquet of the graph, or leave these out."
         )
     return torch.from_numpy(row)
 

@@ -278,13 +278,17 @@ UNUSABLE_CONFIGURATIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--model", "bpr", "--seed", "1", "--set", "training.seed = 2"], ("--seed 1 and --set training.seed = 2",)),
     (
         ["--model", "dream", "--num-neighbors", "2", "--set", "num_neighbors=4"],
-        ("The num_neighbors is given twice: 2, and 4 as an override. Leave one out",),
+        ("--num-neighbors 2 and --set num_neighbors=4 say different things. Leave one out",),
     ),
     (
         ["--model", "dream", "--num-neighbors", "2", "--set", "num_neighbors=4", "--preset", "auto"],
-        ("The num_neighbors is given twice: 2, and 4",),
+        ("--num-neighbors 2 and --set num_neighbors=4",),
     ),
-    (["--model", "dream", "--num-neighbors", "2", "--set", "num_neighbors=none"], ("2, and None as an override",)),
+    (["--model", "dream", "--num-neighbors", "2", "--set", "num_neighbors=none"], ("--set num_neighbors=none say",)),
+    (
+        ["--model", "dream", "--sampled", "--set", "training.sampling=none"],
+        ("--sampled and --set training.sampling=none",),
+    ),
     (["--model", "dream", "--device", "cuda:7"], ("'cuda:7' is not here",)),
     (["--model", "dream", "--device", "gpu"], ("'gpu'", "auto, cpu, cuda")),
     (["--model", "dream", "--device", "mps"], ("'mps'", "auto, cpu, cuda")),
@@ -663,13 +667,18 @@ def test_a_run_without_a_best_epoch_says_how_to_go_on(command: Command, damaged_
         results.append(command("evaluate", damaged_run))
 
 
-def test_a_finished_run_without_its_best_weights_says_what_to_do_when_it_is_resumed(
-    command: Command, damaged_run: Path
+@pytest.mark.parametrize(
+    "lost", ["config.toml", "run.json", "metrics.jsonl", "taught.safetensors", "checkpoints/best.safetensors"]
+)
+def test_a_run_that_lost_a_file_says_what_to_do_when_it_is_resumed(
+    command: Command, shop_graph: Path, tmp_path: Path, lost: str
 ):
-    (damaged_run / "checkpoints" / "best.safetensors").unlink()
-    result = command("train", "--resume", "--run", damaged_run)
-    fragments = ("best.safetensors", "restore the file from a copy", "train anew in another directory")
-    assert_named(result.exit_code, result.stdout, result.stderr, 1, *fragments)
+    run = tmp_path / "run"
+    teacher = ("--set", "training.teacher={model={name='itemknn'}}", "--epochs", 1)
+    assert command("train", shop_graph, "--model", "bpr", *teacher, "--run", run).exit_code == 0
+    (run / lost).unlink()
+    with refusal(tmp_path, 1, f"it has no {lost}", f"Restore what is missing from a copy, or remove {run}") as results:
+        results.append(command("train", "--resume", "--run", run))
 
 
 @pytest.mark.parametrize("name", ["evaluate", "recommend", "export"])
@@ -925,7 +934,7 @@ def test_training_and_study_that_would_read_an_empty_test_split(command: Command
         ("train", graph_without_test, *model, "--run", "run"),
         ("tune", "bpr", graph_without_test, "--trials", 1, "--out", "study"),
     ):
-        with refusal(Path(), 1, "The test split is empty", "Train with --no-test") as results:
+        with refusal(Path(), 1, "The test split is empty", "can do without (--no-test)") as results:
             results.append(command(*arguments))
     trained = command("train", graph_without_test, *model, "--epochs", 1, "--no-test", "--run", "run")
     assert trained.exit_code == 0, trained.stderr

@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from dream_pyg.data.files import held, read_json
+from dream_pyg.data.files import held
 from dream_pyg.data.signals import termination_as_interrupt
 from dream_pyg.errors import Interrupted
-from dream_pyg.training.run import RunPaths, read_epochs
 
 
 @contextlib.contextmanager
@@ -31,22 +30,3 @@ def continuable(directory: Path, what: str) -> Iterator[None]:
         raise Interrupted(
             f"Interrupted; what there is of {what} at {directory} is saved. Continue with the same command."
         ) from error
-
-
-def lost_files(paths: RunPaths, *, to_resume: bool) -> list[str]:
-    """The files of a run that are gone, of those that it had.
-
-    Args:
-        paths: The run; something is there.
-        to_resume: Whether the checkpoint to resume from is needed.
-    """
-    finished = paths.info.is_file() and read_json(paths.info).get("status") == "finished"
-    evaluated = finished or any("valid" in epoch for epoch in read_epochs(paths))
-    needed = {
-        paths.config: True,
-        paths.info: True,
-        paths.metrics: finished,
-        paths.best: evaluated,
-        paths.last: to_resume,
-    }
-    return [str(path.relative_to(paths.root)) for path in needed if needed[path] and not path.is_file()]

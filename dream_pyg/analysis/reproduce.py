@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dream_pyg.analysis.continuable import continuable, lost_files
+from dream_pyg.analysis.continuable import continuable
 from dream_pyg.analysis.groups import measure_users
 from dream_pyg.analysis.plots import require_plots
 from dream_pyg.analysis.processes import train_in_processes
@@ -219,7 +219,7 @@ def _is_finished(task: Task, fingerprint: str) -> bool:
     paths = RunPaths(task.run)
     if is_free(task.run):
         return False
-    _check_whole(paths, to_resume=False)
+    paths.check_whole(to_resume=False)
     info = read_run_info(paths)
     if info["graph_fingerprint"] != fingerprint:
         raise StoreError(
@@ -235,16 +235,8 @@ def _is_finished(task: Task, fingerprint: str) -> bool:
         not task.test or read_test_metrics(paths, read_best(paths)[0]) is not None
     ):
         return True
-    _check_whole(paths, to_resume=True)
+    paths.check_whole(to_resume=True)
     return False
-
-
-def _check_whole(paths: RunPaths, *, to_resume: bool) -> None:
-    if lost := lost_files(paths, to_resume=to_resume):
-        raise StoreError(
-            f"{paths.root} is not whole: it has no {', '.join(lost)}. Restore what is missing from a copy, or remove "
-            f"{paths.root}; then give the same command."
-        )
 
 
 def _train_all(tasks: list[Task], jobs: int) -> Generator[Path]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 import tomli_w
 
-from dream_pyg.analysis.continuable import continuable, lost_files
+from dream_pyg.analysis.continuable import continuable
 from dream_pyg.analysis.search_spaces import configure, default_point, describe_space, search_space
 from dream_pyg.config import INDIFFERENT, SEED, RunConfig, override_key
 from dream_pyg.data.files import atomic_directory, is_free, read_json, write_json, write_text
@@ -414,7 +414,8 @@ def _check_same(out: Path, description: dict[str, Any]) -> None:
     if not changed:
         return
     changes = "; ".join(f"{key} is {mine.get(key)} here, {theirs.get(key)} there" for key in changed)
-    if "num_trials" in there:
+    begun = (read_json(run) for run in (out / TRIALS).glob("*/run.json"))
+    if "num_trials" in there or any(run.get("status") == "finished" for run in begun):
         raise ResumeError(
             f"The study at {out} is another one: {changes}. "
             "Continue it as it was begun, or begin a study in another directory with --out."
@@ -428,7 +429,7 @@ def _check_same(out: Path, description: dict[str, Any]) -> None:
 def _can_go_on(run: Path, config: RunConfig, besides: Sequence[str] = INDIFFERENT) -> bool:
     """Whether a run of this configuration is there and whole."""
     paths = RunPaths(run)
-    if is_free(run) or lost_files(paths, to_resume=True):
+    if is_free(run) or paths.lost(to_resume=True):
         return False
     return not config.differences(RunConfig.load(paths.config), besides=besides)
 

@@ -12,7 +12,10 @@ from dream_pyg import ranks
 from dream_pyg.analysis.tune import search_run
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.config import SEED, RunConfig, override_key
+from dream_pyg.data.files import is_free
 from dream_pyg.errors import ConfigError, ResumeError
+from dream_pyg.graph.store import load_graph
+from dream_pyg.training.preparation import check_splits
 from dream_pyg.training.run import RunPaths, evaluate_lines, load_run
 from dream_pyg.training.trainer import train as train_run
 
@@ -91,18 +94,23 @@ def train(
         "training.patience": patience,
         "training.device": device,
     }
-    _check_given_once(short, overrides)
+    _check_given_once(short | {"num_neighbors": num_neighbors}, overrides)
     if sampled:
+        if any(override.partition("=")[::2] == ("training.sampling", "none") for override in overrides):
+            raise ConfigError("--sampled and --set training.sampling=none say different things. Leave one out.")
         overrides = ("training.sampling={}", *overrides)
     overrides = (*overrides, *(f"{key}={value}" for key, value in short.items() if value is not None))
 
     def configure() -> tuple[RunConfig, bool]:
         """The configuration, and whether it is that of a run which is there and goes on."""
         config = RunPaths(run).config
-        if resume and file is None and not config.is_file():
+        if resume and file is None and is_free(run):
             raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
+        if resume and file is None:
+            RunPaths(run).check_whole(to_resume=True)
         if preset == "auto" and not resume:
-            return _tuned(graph, model, file, run, num_neighbors, overrides, _BUDGET if budget is None else budget)
+            minutes = _BUDGET if budget is None else budget
+            return _tuned(graph, model, file, run, num_neighbors, overrides, minutes, test=not no_test)
         source, on, what = file, graph, model
         if resume and file is None:
             if preset in (None, "auto"):
@@ -138,8 +146,8 @@ def _check_given_once(short: Mapping[str, Any], overrides: Iterable[str]) -> Non
     for override in overrides:
         key, _, text = override.partition("=")
         value = short.get(key.strip())
-        if value is not None and text.strip() != str(value):
-            option = key.strip().removeprefix("training.")
+        if value is not None and text.strip().strip("\"'") != str(value):
+            option = key.strip().removeprefix("training.").replace("_", "-")
             raise ConfigError(f"--{option} {value} and --set {override} say different things. Leave one out.")
 
 
@@ -151,6 +159,8 @@ def _tuned(
     num_neighbors: int | None,
     overrides: tuple[str, ...],
     budget: float,
+    *,
+    test: bool,
 ) -> tuple[RunConfig, bool]:
     """What --preset auto stands for, and whether the search left the run of its best trial at RUN."""
     if graph is None or model is None or file is not None:
@@ -160,6 +170,7 @@ def _tuned(
             "--preset auto works in one process. Start it without torchrun, then train with RUN's values."
         )
     RunPaths(run).check_absent()
+    check_splits(load_graph(graph).graph, test=test)
     config = RunConfig.create(graph=graph, model=model, num_neighbors=num_neighbors, overrides=overrides)
     seed = config.training.seed
     if num_neighbors is not None:

@@ -186,7 +186,8 @@ def _check_same(stored: StoredGraph, config: DatasetConfig) -> None:
     if other:
         raise StoreError(
             f"{stored.path} was made in another way (here = this dataset, there = the store): {'; '.join(other)}. An "
-            f"update keeps that. Leave it as it was, give it again if it was an option of the build, or {_REBUILD}"
+            "update keeps that. Leave out the options or undo the change of the dataset.toml that say otherwise (a "
+            f"store of an older version does not know the options of its build: give them again), or {_REBUILD}"
         )
 
 

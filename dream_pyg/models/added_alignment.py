@@ -22,11 +22,11 @@ class AlignmentConfig:
     """Behavior-Modal Alignment added to a model with two lines (Table 4 of DREAM); weights of 0 leave it as it was."""
 
     intra_weight: NonNegativeFloat = 0.0
-    """Weight of the alignment of users with items, in each line (DREAM, Eq. 10)."""
+    """alpha: weight of the alignment of users with items, in each line (DREAM, Eq. 10)."""
     inter_weight: NonNegativeFloat = 0.0
-    """Weight of the alignment of the two lines (DREAM, Eq. 11)."""
+    """beta: weight of the alignment of the two lines (DREAM, Eq. 11)."""
     signal_weight: NonNegativeFloat = 0.0
-    """Weight of the similarity-supervised signal on the modal line (DREAM, Eq. 12)."""
+    """gamma: weight of the similarity-supervised signal on the modal line (DREAM, Eq. 12)."""
     alignment_temperature: PositiveFloat = 0.2
     """Temperature of both alignments."""
     popularity_correction: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -62,7 +62,7 @@ class Scorer(Protocol):
         """
 
     def pair_reads(self, user: Tensor) -> Tensor:
-        """In how many places of memory lies what a single pair of each of these users (B,) is scored by (B,)."""
+        """How many rows or weights are read to score one pair of each of these users (B,)."""
 
     def only(self, item: Tensor) -> Self:
         """What scores the same users for these few items alone (N,), none of them twice, in this order."""
@@ -78,7 +78,7 @@ class Scorer(Protocol):
 
 
 def _at_once(count: Tensor) -> list[int]:
-    """How many of some things (N,), one after the other, to take at a time, that have so many numbers each."""
+    """Sizes of consecutive groups of things that have so many numbers each (N,), ``_NUMBERS_AT_ONCE`` or so in all."""
     return torch.bincount(count.cumsum(0) // _NUMBERS_AT_ONCE).tolist()
 
 

@@ -43,7 +43,7 @@ class BM3(Recommender):
         \mathcal L = C(\tilde{\mathbf h}_u, \dot{\mathbf h}_i) + C(\tilde{\mathbf h}_i, \dot{\mathbf h}_u)
         + \mu \sum_m \left( C(\tilde{\mathbf h}_m, \dot{\mathbf h}_i)
         + C(\tilde{\mathbf h}_m, \dot{\mathbf h}_m) \right)
-        + \lambda \mathcal L_2 + \alpha \mathcal L_{Intra} + \beta \mathcal L_{Inter}
+        + \lambda \mathcal L_2 + \alpha \mathcal L_{Intra} + \beta \mathcal L_{Inter} + \gamma \mathcal L_{SSS}
 
     Scores are :math:`\tilde{\mathbf h}_u \cdot \tilde{\mathbf h}_i`.
 

@@ -34,9 +34,9 @@ class BUIR(Recommender):
     :math:`\mathbf T \leftarrow \tau \mathbf T + (1 - \tau) \mathbf E`, once after each step. The score is one inner
     product, of :math:`[q(\mathbf h_u), \mathbf h_u]` and :math:`[\mathbf h_i, q(\mathbf h_i)]`.
 
-    The target is state of the model. It begins as a copy in the first :meth:`loss` in training mode, and each further
-    one, before which there must have been one step, first catches up with that; :meth:`forward`, and anything in
-    evaluation mode, changes nothing.
+    The target is state of the model. It begins as a copy in the first :meth:`loss` in training mode; each later one
+    first moves it by one step, so that it is to be called once for each step of the optimizer. :meth:`forward`, and
+    anything in evaluation mode, changes nothing.
 
     Note:
         Fidelity: encoders, loss, score, momentum 0.995, three layers and the share of interactions left out, drawn for

@@ -63,14 +63,14 @@ class DRAGON(DualGNN):
 
     def __init__(self, graph: HeteroData, config: Any = None) -> None:
         super().__init__(graph, config)
-        self.item_graph_weights = item_graph_weights(graph, self.config.modality_weights, "DRAGON")
+        self.modality_weights = item_graph_weights(graph, self.config.modality_weights, "DRAGON")
 
     def forward(self, graph: HeteroData) -> Embeddings:
         """Users over the co-occurrence graph, and items over the fused item-item graph."""
         user, item = super().forward(graph)
         neighborhood: Tensor = item
         for _ in range(self.config.num_item_layers):
-            neighborhood = fused_item_hop(self.propagation, graph, self.item_graph_weights, neighborhood)
+            neighborhood = fused_item_hop(self.propagation, graph, self.modality_weights, neighborhood)
         return Embeddings(user, item + neighborhood)
 
     def fuse(self, views: list[Embeddings]) -> Embeddings:

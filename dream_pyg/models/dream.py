@@ -82,7 +82,7 @@ class DREAM(Recommender):
         """Hyper-parameters of DREAM; a loss weight of 0 removes its term (the ablations of Table 3)."""
 
         embedding_dim: PositiveInt = 64
-        """Width of a user\'s and of an item\'s row, in each line."""
+        """Width of a user's and of an item's row, in each line."""
         num_layers: NonNegativeInt = 2
         """Hops of the behavior line (Eq. 2)."""
         temperature: PositiveFloat = 0.2

@@ -58,7 +58,7 @@ class MGCN(Recommender):
 
     .. math::
         \mathcal L = \mathcal L_{BPR} + \lambda_C \mathcal L_C + \lambda \mathcal L_2
-        + \alpha \mathcal L_{Intra} + \beta \mathcal L_{Inter}
+        + \alpha \mathcal L_{Intra} + \beta \mathcal L_{Inter} + \gamma \mathcal L_{SSS}
 
     with :math:`\mathcal L_C` the InfoNCE of :math:`\mathbf E_{mul}` against :math:`\bar{\mathbf E}_{id}` over the
     batch's users, plus that over its positive items.

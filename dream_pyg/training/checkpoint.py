@@ -35,7 +35,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     cure = "Restore it from a copy, or start the run anew in another directory."
     if not path.is_file():
-        raise ResumeError(f"There is no checkpoint at {path}, so there is nothing to resume. Train without --resume.")
+        raise ResumeError(f"There is no checkpoint at {path}, so there is nothing to resume. {cure}")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -40,8 +40,8 @@ def check_splits(graph: HeteroData, *, test: bool) -> None:
         )
     if test and graph[INTERACTS][label_name("test")].size(1) == 0:
         raise DataError(
-            "The test split is empty, so the best epoch cannot be evaluated on it. Train with --no-test, or build the "
-            "graph with another split."
+            "The test split is empty, so nothing can be evaluated on it. Build the graph with another split; "
+            "`dream-pyg train` can do without (--no-test)."
         )
 
 

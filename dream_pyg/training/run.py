@@ -48,8 +48,9 @@ _RECORDED = {
     "num_threads": int,
     "versions": dict,
 }
-"""What ``run.json`` surely holds."""
+"""What ``run.json`` holds from the start."""
 _RECORDED_AT_THE_END = {"epochs": int, "best_epoch": int}
+"""And once the run is finished."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,37 @@ class RunPaths:
     def test_metrics(self) -> Path:
         """Test metrics of the best epoch."""
         return self.root / "test_metrics.json"
+
+    def lost(self, *, to_resume: bool) -> list[str]:
+        """The files that a run which is there must have and does not.
+
+        Args:
+            to_resume: Whether it is to be trained on.
+        """
+        finished = self.info.is_file() and read_json(self.info).get("status") == "finished"
+        evaluated = finished or any("valid" in epoch for epoch in read_epochs(self))
+        teacher = RunConfig.load(self.config).training.teacher if self.config.is_file() else None
+        needed = {
+            self.config: True,
+            self.info: True,
+            self.metrics: finished,
+            self.best: evaluated,
+            self.last: to_resume,
+            self.taught: teacher is not None and teacher.is_used,
+        }
+        return [str(path.relative_to(self.root)) for path in needed if needed[path] and not path.is_file()]
+
+    def check_whole(self, *, to_resume: bool) -> None:
+        """Refuse a run that lost files.
+
+        Raises:
+            StoreError: If one is gone.
+        """
+        if lost := self.lost(to_resume=to_resume):
+            raise StoreError(
+                f"{self.root} is not whole: it has no {', '.join(lost)}. Restore what is missing from a copy, or "
+                f"remove {self.root}; then give the same command. What was removed is begun without --resume."
+            )
 
     def check_absent(self) -> None:
         """Refuse to begin a run where something is.

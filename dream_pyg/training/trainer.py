@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dream_pyg import ranks
 from dream_pyg.config import INDIFFERENT, RunConfig, TrainingConfig
-from dream_pyg.data.files import atomic_directory, check_writable, held, write_json, write_text
+from dream_pyg.data.files import atomic_directory, check_writable, held, is_free, write_json, write_text
 from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import ConfigError, Interrupted, ResumeError, TrainingError
@@ -184,7 +184,7 @@ def _prepare(
         paths.check_absent()
         check_writable(paths.root)  # before a teacher is solved
     prepared = prepare(config, stored.graph, device, test=test)
-    return _Session(config, paths, *prepared, on_evaluation), stored, describe_run(config, stored, device)
+    return _Session(config, paths, *prepared, test, on_evaluation), stored, describe_run(config, stored, device)
 
 
 def _check_agreement(told: Mapping[str, Any]) -> None:
@@ -221,8 +221,9 @@ def _note_resumption(config: RunConfig, paths: RunPaths, info: dict[str, Any]) -
 
 
 def _check_resumable(config: RunConfig, paths: RunPaths, fingerprint: str) -> None:
-    if not paths.config.is_file() or not paths.info.is_file():
+    if is_free(paths.root):
         raise ResumeError(f"There is no run at {paths.root} to resume. Train without --resume.")
+    paths.check_whole(to_resume=True)
     info = read_run_info(paths)
     if changed := config.differences(info["config"], besides=_RESUMABLE_CHANGES):
         raise ResumeError(
@@ -247,6 +248,7 @@ class _Session:
         graph: HeteroData,
         model: Recommender,
         steps: WholeGraphSteps | SampledSteps,
+        test: bool,
         on_evaluation: OnEvaluation | None = None,
     ) -> None:
         self.config = config.training
@@ -255,6 +257,7 @@ class _Session:
         self.device = graph[INTERACTS].edge_index.device
         self.model = model
         self.steps = steps
+        self.test = test
         self.on_evaluation = on_evaluation
         self.stopped = False
         self.optimizers = make_optimizers(model, self.config)
@@ -373,7 +376,7 @@ class _Session:
                 raise self._interruption(f"after epoch {self.epoch}")
 
     def log_modalities(self) -> None:
-        """Say what each modality weighs, which by default depends on the graph, in a model that weighs them."""
+        """Say what each modality weighs in a model that weighs them; by default that depends on the graph."""
         if weights := getattr(self.model, "modality_weights", None):
             logger.info("modalities: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()))
 
@@ -417,7 +420,7 @@ class _Session:
     def _interruption(self, when: str) -> Interrupted:
         return Interrupted(
             f"Interrupted {when}; the state is saved in {self.paths.last}. "
-            f"Continue with `dream-pyg train --resume --run {self.paths.root}`."
+            f"Continue with `dream-pyg train --resume{'' if self.test else ' --no-test'} --run {self.paths.root}`."
         )
 
     def _is_kept(self) -> bool:

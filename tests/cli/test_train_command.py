@@ -97,11 +97,11 @@ def test_hyperparameters_of_another_model_in_a_config_file_are_said_to_be_left_o
     file.write_text('[model]\nname = "lightgcn"\nnum_layers = 1\nembedding_dim = 8\n[training]\nepochs = 1\n')
     result = command("train", shop_graph, "--config", file, "--model", "bpr", "--run", tmp_path / "run", *CPU)
     assert result.exit_code == 0, result.stderr
-    told = f"Left out of {file}, whose [model] is not bpr: embedding_dim, num_layers"
+    told = f"{file} is for another model than bpr; left out: embedding_dim, num_layers"
     assert result.stderr.splitlines()[0] == told
     assert RunConfig.load(tmp_path / "run" / "config.toml").hyperparameters.embedding_dim == 64
     same = command("train", shop_graph, "--config", file, "--model", "lightgcn", "--run", tmp_path / "same", *CPU)
-    assert "Left out" not in same.stderr
+    assert "left out" not in same.stderr
 
 
 def test_a_value_may_be_given_twice_if_it_is_the_same(command: Command, shop_graph: Path, tmp_path: Path):

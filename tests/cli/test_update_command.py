@@ -91,7 +91,7 @@ def test_options_of_the_build_need_not_be_given_again(command: Command, data: Pa
     refused = command("update-graph", tmp_path / "old", data, "--split", "random", "--out", tmp_path / "other")
     assert refused.exit_code == 1
     assert "split.method: random here, leave_last_out there" in refused.stderr
-    assert "give it again if it was an option of the build" in refused.stderr
+    assert "Leave out the options or undo the change of the dataset.toml that say otherwise" in refused.stderr
 
 
 def test_a_changed_description_is_no_option_that_was_left_out(command: Command, data: Path, tmp_path: Path):
