@@ -19,6 +19,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ class RunPaths:
         """
         finished = self.info.is_file() and read_json(self.info).get("status") == "finished"
         evaluated = finished or any("valid" in epoch for epoch in read_epochs(self))
-        teacher = RunConfig.load(self.config).training.teacher if self.config.is_file() else None
+        teacher = None
+        with suppress(ConfigError):  # What is wrong with a configuration is said where the run is opened.
+            teacher = RunConfig.load(self.config).training.teacher
         needed = {
             self.config: True,
             self.info: True,
