@@ -66,7 +66,7 @@ INDIFFERENT = (
 class _Section(BaseModel):
     """Values that cannot be changed, and no others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SamplingConfig(_Section):
@@ -278,14 +278,13 @@ class RunConfig(_Section):
         """Merge a preset, a TOML file, named arguments and ``section.key=value`` overrides, the later the stronger.
 
         Args:
-            file: A TOML file as :meth:`save` writes it; keys may be left out.
+            file: A TOML file as :meth:`save` writes it; keys may be left out. What it has for another model than
+                ``model`` is left out, with a warning.
             graph: The graph store.
             model: The model.
             num_neighbors: Neighbours of each node in the relation graphs.
             preset: Name or path of a preset (:mod:`dream_pyg.presets`).
             overrides: Single values; ``none`` takes one back to its default.
-
-        Hyper-parameters that the file has for another model than ``model`` are left out, with a warning.
 
         Raises:
             ConfigError: If a key or preset is unknown, a value is out of range, or graph or model is missing or named

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
+import textwrap
 from collections.abc import Iterator
+from inspect import get_annotations, getsource
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -67,7 +71,7 @@ def _all_models() -> list[dict[str, Any]]:
     return [
         {
             "model": name,
-            "what": _first_line(model),
+            "what": (model.__doc__ or "").strip().splitlines()[0],
             "hyper-parameters": {field.name: field.default for field in dataclasses.fields(cast(Any, model.Config))},
             "presets": {preset: known[name]._asdict() for preset, known in presets.items() if name in known},
         }
@@ -107,9 +111,13 @@ def _is_section(kind: Any) -> bool:
 
 def _meaning(kind: Any, name: str) -> str:
     """The line below a field, in the class or in the one that it is inherited from, as plain text."""
-    fields = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__)
-    text = next((field.description for field in fields if field is not None and field.description), "")
-    return " ".join(re.sub(r":\w+:`~?(?:[\w.]+\.)?([^`]*)`", r"\1", text).replace("``", "").split())
+    declaring = next(base for base in kind.__mro__ if name in get_annotations(base))
+    (tree,) = ast.parse(textwrap.dedent(getsource(declaring))).body
+    for field, below in pairwise(ast.iter_child_nodes(tree)):
+        if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name and isinstance(below, ast.Expr):
+            text = str(ast.literal_eval(below.value))
+            return " ".join(re.sub(r":\w+:`~?(?:[\w.]+\.)?([^`]*)`", r"\1", text).replace("``", "").split())
+    return ""
 
 
 def _print_setting(entry: dict[str, Any]) -> None:
@@ -117,10 +125,6 @@ def _print_setting(entry: dict[str, Any]) -> None:
     click.echo(f"{entry['key']} = {'none' if entry['default'] is None else default}")
     choices = f" ({', '.join(map(str, entry['choices']))})" if entry["choices"] else ""
     click.echo(click.wrap_text(entry["what"] + choices, 100, "    ", "    "))
-
-
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
 
 
 def _plain(value: Any) -> str:

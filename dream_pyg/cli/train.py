@@ -12,8 +12,7 @@ from dream_pyg import ranks
 from dream_pyg.analysis.tune import search_run
 from dream_pyg.cli.output import format_option, print_json, print_table
 from dream_pyg.config import SEED, RunConfig, override_key
-from dream_pyg.data.files import is_free
-from dream_pyg.errors import ConfigError, ResumeError
+from dream_pyg.errors import ConfigError
 from dream_pyg.graph.store import load_graph
 from dream_pyg.training.preparation import check_splits
 from dream_pyg.training.run import RunPaths, evaluate_lines, load_run
@@ -93,8 +92,9 @@ def train(
         "training.epochs": epochs,
         "training.patience": patience,
         "training.device": device,
+        "num_neighbors": num_neighbors,
     }
-    _check_given_once(short | {"num_neighbors": num_neighbors}, overrides)
+    _check_given_once(short, overrides)
     if sampled:
         if any(override.partition("=")[::2] == ("training.sampling", "none") for override in overrides):
             raise ConfigError("--sampled and --set training.sampling=none say different things. Leave one out.")
@@ -104,13 +104,11 @@ def train(
     def configure() -> tuple[RunConfig, bool]:
         """The configuration, and whether it is that of a run which is there and goes on."""
         config = RunPaths(run).config
-        if resume and file is None and is_free(run):
-            raise ResumeError(f"There is no run at {run} to resume. Train without --resume.")
         if resume and file is None:
-            RunPaths(run).check_whole(to_resume=True)
+            RunPaths(run).check_resumable()
         if preset == "auto" and not resume:
             minutes = _BUDGET if budget is None else budget
-            return _tuned(graph, model, file, run, num_neighbors, overrides, minutes, test=not no_test)
+            return _tuned(graph, model, file, run, overrides, minutes, test=not no_test)
         source, on, what = file, graph, model
         if resume and file is None:
             if preset in (None, "auto"):
@@ -122,7 +120,6 @@ def train(
             file=source,
             graph=on,
             model=what,
-            num_neighbors=num_neighbors,
             preset=None if preset == "auto" else preset,
             overrides=overrides,
         )
@@ -156,7 +153,6 @@ def _tuned(
     model: str | None,
     file: Path | None,
     run: Path,
-    num_neighbors: int | None,
     overrides: tuple[str, ...],
     budget: float,
     *,
@@ -171,10 +167,7 @@ def _tuned(
         )
     RunPaths(run).check_absent()
     check_splits(load_graph(graph, verify=False).graph, test=test)
-    config = RunConfig.create(graph=graph, model=model, num_neighbors=num_neighbors, overrides=overrides)
-    seed = config.training.seed
-    if num_neighbors is not None:
-        overrides = (*overrides, f"num_neighbors={num_neighbors}")
+    seed = RunConfig.create(graph=graph, model=model, overrides=overrides).training.seed
     overrides = tuple(override for override in overrides if override_key(override) != SEED)
     study = run.with_name(f"{run.name}.study")
     return search_run(model, graph, study, run, timeout=60 * budget, seed=seed, overrides=overrides)

@@ -152,7 +152,7 @@ def check_ratios(ratios: Ratios) -> None:
         ConfigError: If they are not.
     """
     in_range = len(ratios) == len(SPLITS) and min(ratios[:2]) > 0 and ratios[2] >= 0
-    if not in_range or not abs(sum(ratios) - 1) <= 1e-6:  # which a share that is not a number is not either
+    if not in_range or not abs(sum(ratios) - 1) <= 1e-6:  # false for NaN, too
         raise ConfigError(f"ratios {EXPECTED_RATIOS} (got {ratios}).")
 
 

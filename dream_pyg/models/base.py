@@ -28,7 +28,7 @@ _NUMBERS_AT_ONCE = 1 << 22
 def model_config(cls: type[ConfigT]) -> type[ConfigT]:
     """Make a class a frozen, keyword-only, validated dataclass that refuses unknown fields."""
     decorate: Callable[[type[ConfigT]], Any] = validated_dataclass(
-        frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+        frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False)
     )
     return decorate(cls)
 

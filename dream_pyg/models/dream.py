@@ -274,15 +274,7 @@ class DREAM(Recommender):
             item_row=item_row,
             **self.negative_weights(graph, user, item),
         )
-        terms |= self.signal(
-            graph,
-            user,
-            item,
-            modal_user.index_select(0, user_row),
-            modal_item.index_select(0, item_row),
-            user_row=user_row,
-            item_row=item_row,
-        )
+        terms |= self.signal(graph, user, item, modal_user, modal_item, user_row=user_row, item_row=item_row)
         if config.l2_weight:
             terms["l2"] = config.l2_weight * l2_loss(*batch.rows(*initial))
         return terms

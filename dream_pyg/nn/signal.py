@@ -67,8 +67,8 @@ class SimilaritySignal(nn.Module):
             graph: The graph.
             user: Ids of the users (B,); or with ``user_row`` of those that the batch has, each once (U,).
             item: Ids of the positive items (B,), or (I,).
-            modal_user: Modal representation of the users (B, D).
-            modal_item: Modal representation of the positive items (B, D).
+            modal_user: Modal representation of these users (B, D), or (U, D).
+            modal_item: Modal representation of these items (B, D), or (I, D).
             user_row: Which of the users each example has (B,).
             item_row: Which of the items each example has (B,).
 
@@ -79,6 +79,8 @@ class SimilaritySignal(nn.Module):
             return {}
         if user_row is None or item_row is None:
             (user, user_row), (item, item_row) = distinct_nodes(graph, USER, user), distinct_nodes(graph, ITEM, item)
+        else:
+            modal_user, modal_item = modal_user.index_select(0, user_row), modal_item.index_select(0, item_row)
         of_users = self.of_nodes(graph, USER, user, modal_user, user_row)
         return {"signal": self.weight * (of_users + self.of_nodes(graph, ITEM, item, modal_item, item_row))}
 

@@ -31,7 +31,7 @@ from torch_geometric.data import HeteroData
 from dream_pyg import ranks
 from dream_pyg.config import RunConfig
 from dream_pyg.data.files import is_free, load_tensors, read_json, save_tensors, write_json
-from dream_pyg.errors import ConfigError, StoreError
+from dream_pyg.errors import ConfigError, ResumeError, StoreError
 from dream_pyg.evaluation import evaluate
 from dream_pyg.graph.processor import installed_version, processor_name, resolve_device
 from dream_pyg.graph.store import StoredGraph, load_graph
@@ -137,6 +137,17 @@ class RunPaths:
                 f"remove {self.root}; then give the same command. What was removed is begun without --resume."
             )
 
+    def check_resumable(self) -> None:
+        """Refuse to continue what is not there, or not whole.
+
+        Raises:
+            ResumeError: If nothing is there.
+            StoreError: If a file is gone.
+        """
+        if is_free(self.root):
+            raise ResumeError(f"There is no run at {self.root} to resume. Train without --resume.")
+        self.check_whole(to_resume=True)
+
     def check_absent(self) -> None:
         """Refuse to begin a run where something is.
 
@@ -191,7 +202,7 @@ class Run:
 
 
 def load_run(path: str | Path, *, device: str = "auto", graph: str | Path | None = None) -> Run:
-    """Open a run with the weights of its best epoch, which is the best so far if it is not finished: then it is warned.
+    """Open a run with the weights of its best epoch; if it is not finished, of the best so far, with a warning.
 
     Args:
         path: The run directory.

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dream_pyg import ranks
 from dream_pyg.config import INDIFFERENT, RunConfig, TrainingConfig
-from dream_pyg.data.files import atomic_directory, check_writable, held, is_free, write_json, write_text
+from dream_pyg.data.files import atomic_directory, check_writable, held, write_json, write_text
 from dream_pyg.data.signals import interruptible, termination_as_interrupt
 from dream_pyg.data.validation import differences
 from dream_pyg.errors import ConfigError, Interrupted, ResumeError, TrainingError
@@ -221,9 +221,7 @@ def _note_resumption(config: RunConfig, paths: RunPaths, info: dict[str, Any]) -
 
 
 def _check_resumable(config: RunConfig, paths: RunPaths, fingerprint: str) -> None:
-    if is_free(paths.root):
-        raise ResumeError(f"There is no run at {paths.root} to resume. Train without --resume.")
-    paths.check_whole(to_resume=True)
+    paths.check_resumable()
     info = read_run_info(paths)
     if changed := config.differences(info["config"], besides=_RESUMABLE_CHANGES):
         raise ResumeError(
